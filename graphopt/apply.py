@@ -1,0 +1,98 @@
+"""Run the passes that the user names, verified but not measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphopt import io, spec
+from graphopt.data import Data, open_data
+from graphopt.passbase import Pass
+from graphopt.pipeline import Pipeline, Step, begin, feeds_for
+from graphopt.target import Target
+from graphopt.target import find as find_target
+
+
+@dataclasses.dataclass(frozen=True)
+class Applied:
+    """What `apply` did.
+
+    Attributes:
+        input, output: paths; `output` is None when nothing was written.
+        target: where it was verified.
+        steps: one per pass.
+        nodes, bytes: before and after.
+        met: whether every pass passed verification.
+        seconds: how long it took.
+    """
+
+    input: str
+    output: str | None
+    target: str
+    steps: Sequence[Step]
+    nodes: tuple[int, int]
+    bytes: tuple[int, int]
+    met: bool
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record, with the field names of `optimize --json`."""
+        return {**dataclasses.asdict(self), "steps": [step.to_json() for step in self.steps]}
+
+
+def apply(
+    model: str | Path,
+    passes: Sequence[str | Mapping[str, Any] | Pass],
+    output: str | Path,
+    *,
+    data: str | Path | Mapping[str, np.ndarray] | Data | None = None,
+    target: str | Target = "cpu",
+    seed: int = 0,
+    on_step: Callable[[Step], None] | None = None,
+) -> Applied:
+    """Run passes on a model in order and write the result.
+
+    Every pass is verified: an exact one must compute the same numbers, a lossy one must keep its signal.
+    When one fails, nothing is written and the answer's `met` is false.
+
+    Args:
+        model: path of the .onnx file.
+        passes: specification strings, recipe entries or passes.
+        output: path to write.
+        data: inputs to verify on (see `graphopt.data.open_data`); by default seeded random ones.
+        target: where to verify.
+        seed: of the random inputs.
+        on_step: called after each pass.
+
+    Raises:
+        UserError: anything the caller can fix; nothing is written.
+    """
+    start = time.perf_counter()
+    place = find_target(target) if isinstance(target, str) else target
+    chosen = [p if isinstance(p, Pass) else spec.from_entry(p) for p in passes]
+    io.check_writable(output, model)
+    loaded = io.load(model)
+    opened = begin(loaded, place, chosen, str(model))
+    source = open_data(data) if data is not None else None
+    pipeline = Pipeline(opened, place, feeds_for(opened, source, seed, str(model)))
+    for pass_ in chosen[len(opened.steps) :]:
+        step = pipeline.run(pass_, strict=True)
+        if on_step:
+            on_step(step)
+        if step.status == "reverted":
+            break
+    met = all(step.status != "reverted" for step in pipeline.steps)
+    written = None
+    if met:
+        roles = {"model": io.sha256(model)}
+        pipeline.model.metadata_props[io.PROVENANCE] = io.provenance(pipeline.kept, roles, seed)
+        io.save(pipeline.model, output)
+        written = str(output)
+    nodes = sum(1 for _ in io.nodes(loaded)), sum(1 for _ in io.nodes(pipeline.model))
+    sizes = io.file_bytes(model), io.file_bytes(output) if written else io.file_bytes(model)
+    return Applied(str(model), written, place.name, pipeline.steps, nodes, sizes, met, time.perf_counter() - start)

@@ -1,0 +1,134 @@
+"""Are two results the same, and if not, how far apart?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from graphopt import runtime
+from graphopt.runtime import Arrays
+from graphopt.target import Target
+
+_GROUP = 64
+"""Inner values tapped in one run when looking for a divergence; bounds memory."""
+
+
+def same(reference: np.ndarray, candidate: np.ndarray, rtol: float) -> bool:
+    """Tell whether two arrays hold the same numbers.
+
+    Floating-point elements may differ by `rtol` times (their magnitude + the root mean square of the
+    finite reference elements); 16-bit and narrower types by at least 8 of their machine epsilons. NaN
+    and infinities must stand in the same places. Everything else must be equal.
+    """
+    return mismatch(reference, candidate, rtol) is None
+
+
+def mismatch(reference: np.ndarray, candidate: np.ndarray, rtol: float) -> str | None:
+    """Return in words how `candidate` differs from `reference` by more than `same` allows, or None."""
+    if reference.shape != candidate.shape:
+        return f"shape {list(candidate.shape)} instead of {list(reference.shape)}"
+    if reference.dtype != candidate.dtype:
+        return f"type {candidate.dtype} instead of {reference.dtype}"
+    if not is_float(reference.dtype):
+        wrong = int(np.sum(reference != candidate))
+        return f"{wrong} of {reference.size} elements differ" if wrong else None
+    rtol = max(rtol, 8 * float(ml_dtypes.finfo(reference.dtype).eps) if reference.dtype.itemsize < 4 else 0.0)
+    a, b = _double(reference), _double(candidate)
+    finite = np.isfinite(a)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(b[finite]).all():
+        return "NaN or infinity in other places"
+    a, b = np.abs(a[finite]), np.abs(b[finite] - a[finite])
+    if not a.size:
+        return None
+    scale = float(np.max(a))
+    allowed = rtol * (a + scale * math.sqrt(float(np.mean(np.square(a / (scale or 1.0))))))
+    if bool(np.all(b <= allowed)):
+        return None
+    worst = int(np.argmax(b - allowed))
+    return f"largest error {b[worst]:.3g} where {allowed[worst]:.3g} is allowed"
+
+
+def first_mismatch(reference: Arrays, candidate: Arrays, rtol: float) -> str | None:
+    """Compare outputs by name; return the first difference in words, or None."""
+    for name, array in reference.items():
+        if name not in candidate:
+            return f"output '{name}' is missing"
+        reason = mismatch(array, candidate[name], rtol)
+        if reason:
+            return f"output '{name}': {reason}"
+    extra = set(candidate) - set(reference)
+    return f"unexpected output '{min(extra)}'" if extra else None
+
+
+def sqnr(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """Return the signal-to-quantization-noise ratio in dB over finite elements; infinity when equal."""
+    signal, noise = sqnr_sums(reference, candidate)
+    return decibels(signal, noise)
+
+
+def sqnr_sums(reference: np.ndarray, candidate: np.ndarray) -> tuple[float, float]:
+    """Return the sums of squares of the signal and of the error, over elements finite in the reference."""
+    a, b = _double(reference), _double(candidate)
+    finite = np.isfinite(a)
+    a, error = a[finite], b[finite] - a[finite]
+    return float(np.sum(a * a)), float(np.sum(error * error))
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Return 10 log10(signal / noise), with infinity for no noise and -infinity for noise alone."""
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 and math.isfinite(noise) else -math.inf
+
+
+def cosine(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
+    """Return the cosine similarity of each sample (first axis), [N]; 1 where both are zero."""
+    a, b = _double(reference).reshape(len(reference), -1), _double(candidate).reshape(len(candidate), -1)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    both_zero = ~a.any(axis=1) & ~b.any(axis=1)
+    cosines = np.sum(a * b, axis=1) / np.where(norms == 0, 1, norms)
+    return np.where(both_zero, 1.0, np.nan_to_num(cosines))
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """Tell whether a numpy type is floating-point, ml_dtypes' narrow types included."""
+    return dtype.kind == "f" or (dtype.kind == "V" and dtype.name.startswith(("bfloat", "float")))
+
+
+def first_divergence(
+    reference: ir.Model, candidate: ir.Model, feeds: Arrays, target: Target, rtol: float
+) -> str | None:
+    """Return the first node of `candidate`, in graph order, whose output differs from the value of the
+    same name in `reference`; None if every common value agrees or the models do not run when tapped.
+    """
+    names = {v.name for node in reference.graph for v in node.outputs if v.name}
+    common = [(node, v.name) for node in candidate.graph for v in node.outputs if v.name and v.name in names]
+    for start in range(0, len(common), _GROUP):
+        group = common[start : start + _GROUP]
+        wanted = [name for _, name in group]
+        try:
+            expected = runtime.open_session(tapped(reference, wanted), target).run(feeds, wanted)
+            actual = runtime.open_session(tapped(candidate, wanted), target).run(feeds, wanted)
+        except runtime.ExecutionError:
+            return None
+        for node, name in group:
+            if name in expected and name in actual and not same(expected[name], actual[name], rtol):
+                return f"{node.name or name} ({node.op_type})"
+    return None
+
+
+def tapped(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """Return a copy of the model that also outputs the inner values of these names."""
+    copy = model.clone()
+    present = {v.name for v in copy.graph.outputs}
+    by_name: Mapping[str | None, ir.Value] = {v.name: v for node in copy.graph for v in node.outputs}
+    copy.graph.outputs.extend(by_name[name] for name in dict.fromkeys(names) if name not in present)
+    return copy
+
+
+def _double(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float64)

@@ -1,0 +1,138 @@
+"""Inputs for a model about which nothing else is known: seeded, shaped from its declaration."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt import runtime
+from graphopt.data import Data, batch_size
+from graphopt.errors import UserError
+from graphopt.runtime import Arrays, ExecutionError, Port, Session
+
+_SIZES = ((2, 16), (3, 32), (1, 24), (1, 64), (1, 1), (2, 2), (1, 128), (1, 256), (4, 4))
+"""Sizes to try for dynamic axes: (first axis, other axes). Different, so that swapped axes show."""
+
+_RANKS = ((2, 3), (4,), (), (1, 3, 16, 16), (1, 2, 3))
+"""Shapes to try for inputs of unknown rank."""
+
+_KINDS = ("normal", "uniform", "ones")
+_ENOUGH = 3
+_MAX_ELEMENTS = 1 << 26
+
+
+class CannotGenerate(Exception):
+    """No generated inputs make this model run; the message says why."""
+
+
+def generate(model: ir.Model, session: Session, seed: int) -> list[dict[str, np.ndarray]]:
+    """Return a few input sets on which `session` runs, dynamic axes at several sizes.
+
+    Floats are standard normal, else uniform in [0, 1), else ones; integers are 0 or 1, else 1, because
+    they are most often indices or masks.
+
+    Raises:
+        CannotGenerate: nothing tried makes it run.
+    """
+    ports = runtime.model_inputs(model)
+    for port in ports:
+        if port.dtype is None:
+            raise CannotGenerate(f"input '{port.name}' is not a tensor")
+    why = "its inputs are too large to generate"
+    for kind in _KINDS:
+        found: list[dict[str, np.ndarray]] = []
+        seen = set()
+        for attempt, shapes in enumerate(_shapes(ports)):
+            if shapes in seen or any(np.prod(shape, dtype=float) > _MAX_ELEMENTS for shape in shapes):
+                continue
+            seen.add(shapes)
+            rng = np.random.default_rng([seed, attempt])
+            feeds = {port.name: _fill(rng, port, shape, kind) for port, shape in zip(ports, shapes, strict=True)}
+            try:
+                session.run(feeds)
+            except ExecutionError as error:
+                why = str(error)
+                continue
+            found.append(feeds)
+            if len(found) == _ENOUGH:
+                break
+        if found:
+            return found
+    raise CannotGenerate(why)
+
+
+def of_batch(model: ir.Model, session: Session, batch: int, seed: int) -> dict[str, np.ndarray]:
+    """Return inputs of a given batch size; a fixed first axis stays what the model says.
+
+    Raises:
+        UserError: no generated inputs of this batch size make the model run.
+    """
+    ports = runtime.model_inputs(model)
+    if any(port.dtype is None for port in ports):
+        raise UserError("the model has inputs that are not tensors, which cannot be generated")
+    why: Exception | None = None
+    for kind, (_, other) in itertools.product(_KINDS, _SIZES):
+        rng = np.random.default_rng(seed)
+        shapes = _sized(ports, batch, other)
+        feeds = {port.name: _fill(rng, port, shape, kind) for port, shape in zip(ports, shapes, strict=True)}
+        try:
+            session.run(feeds)
+        except ExecutionError as error:
+            why = error
+        else:
+            return feeds
+    raise UserError(f"the model does not run on random inputs of batch {batch}: {why}; give it data")
+
+
+def from_data(data: Data, ports: tuple[Port, ...], batches: int = 2) -> list[dict[str, np.ndarray]]:
+    """Return a few input sets out of a data set, one of them a single sample where the model allows it."""
+    size = batch_size(ports, 8)
+    found = [feeds for feeds, _ in itertools.islice(data.batches(size), batches)]
+    if batch_size(ports, 0) == 0:
+        found += [feeds for feeds, _ in data.batches(1, 1)]
+    return found
+
+
+def batch_of(feeds: Arrays, ports: tuple[Port, ...]) -> int:
+    """Return the size of the first axis of the first input, or 1 when there is none."""
+    return next((feeds[p.name].shape[0] for p in ports if feeds[p.name].ndim), 1)
+
+
+def _shapes(ports: tuple[Port, ...]) -> Iterator[tuple[tuple[int, ...], ...]]:
+    for first, other in _SIZES:
+        yield _sized(ports, first, other, _RANKS[0])
+    if any(port.shape is None for port in ports):
+        for unknown in _RANKS[1:]:
+            yield _sized(ports, 1, 16, unknown)
+
+
+def _sized(
+    ports: tuple[Port, ...], first: int, other: int, unknown: tuple[int, ...] = _RANKS[0]
+) -> tuple[tuple[int, ...], ...]:
+    """Choose a size for every dynamic axis; axes of the same name get the same size."""
+    bound: dict[str, int] = {}
+    shapes = []
+    for port in ports:
+        shape = []
+        for axis, dim in enumerate(unknown if port.shape is None else port.shape):
+            free = first if axis == 0 else other
+            shape.append(dim if isinstance(dim, int) else bound.setdefault(dim, free) if dim else free)
+        shapes.append(tuple(shape))
+    return tuple(shapes)
+
+
+def _fill(rng: np.random.Generator, port: Port, shape: tuple[int, ...], kind: str) -> np.ndarray:
+    assert port.dtype is not None
+    if port.dtype == ir.DataType.STRING:
+        return rng.choice(np.array(["a", "b"], dtype=object), shape)
+    dtype = port.dtype.numpy()
+    if port.dtype == ir.DataType.BOOL:
+        return np.asarray(rng.random(shape) < 0.5) if kind == "normal" else np.ones(shape, bool)
+    if kind == "ones":
+        return np.ones(shape, dtype)
+    if port.dtype.is_integer():
+        return np.asarray(rng.integers(0, 2, shape) if kind == "normal" else np.ones(shape)).astype(dtype)
+    return np.asarray(rng.standard_normal(shape) if kind == "normal" else rng.random(shape)).astype(dtype)

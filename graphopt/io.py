@@ -1,0 +1,254 @@
+"""Read and write models: external data, sizes, atomic writes, provenance."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import google.protobuf.message
+import onnx
+import onnx_ir as ir
+
+from graphopt.errors import UserError
+from graphopt.redeclared import rename_redeclared
+
+PROTOBUF_LIMIT = 2**31 - 2**24
+"""Models above this many bytes are written with external data: protobuf cannot exceed 2 GiB."""
+
+RENAMED = "graphopt.renamed"
+"""Key of `Model.meta`: `(old, new)` names of redeclared values that `load` had to rename."""
+
+PROVENANCE = "graphopt"
+"""Key of the model's `metadata_props` under which provenance travels."""
+
+
+def load(path: str | Path) -> ir.Model:
+    """Read a model. Tensors stay on disk or in the file's buffer until they are used.
+
+    Values defined more than once are renamed (see `graphopt.redeclared`); what was renamed is listed in
+    `model.meta[RENAMED]`.
+
+    Raises:
+        UserError: the file is missing, truncated or not an ONNX model, or its external data is missing,
+            too short, or outside the model's folder.
+    """
+    path = Path(path)
+    try:
+        proto = onnx.load_model(path, load_external_data=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; check the path") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; check the path and its permissions") from None
+    except (google.protobuf.message.DecodeError, UnicodeDecodeError, ValueError):
+        raise UserError(f"{path}: not an ONNX model, or a truncated one; export or download it again") from None
+    if not proto.HasField("graph") or not (proto.opset_import or proto.ir_version):
+        raise UserError(f"{path}: not an ONNX model (it holds no graph); export or download it again")
+    renamed = rename_redeclared(proto.graph)
+    try:
+        model: ir.Model = ir.from_proto(proto)
+    except (ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: malformed model: {_root_cause(error)}; export it again") from None
+    model.meta[RENAMED] = renamed
+    _attach_external_data(model, path)
+    return model
+
+
+def save(model: ir.Model, path: str | Path) -> None:
+    """Write a model so that `path` holds either the whole new model or whatever it held before.
+
+    Tensors go into `path` itself, or into `path` + ".data" when the file would exceed 2 GiB.
+
+    Raises:
+        UserError: the folder does not exist or cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    with _writing(path) as folder:
+        draft = folder / path.name
+        if total_bytes(model) > PROTOBUF_LIMIT:
+            ir.save(model, draft, external_data=f"{path.name}.data")
+        else:
+            draft.write_bytes(to_proto(model).SerializeToString(deterministic=True))
+        for file in sorted(folder.iterdir(), reverse=True):  # data before the model that points to it
+            os.replace(file, path.parent / file.name)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file atomically.
+
+    Raises:
+        UserError: as for `save`.
+    """
+    path = Path(path)
+    with _writing(path) as folder:
+        (folder / path.name).write_text(text, encoding="utf-8")
+        os.replace(folder / path.name, path)
+
+
+def check_writable(path: str | Path, *inputs: str | Path) -> None:
+    """Refuse an output path before any work is done.
+
+    Raises:
+        UserError: it is a folder, lies in a folder that is missing or not writable, or is one of `inputs`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file, such as {path / 'model.onnx'}")
+    if any(Path(source).exists() and path.exists() and path.samefile(source) for source in inputs):
+        raise UserError(f"{path}: is also the input; write to another file")
+    with _writing(path):
+        pass
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """Return the model as one protobuf with its external data inside."""
+    if any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors(model)):
+        model = ir.external_data.load_to_model(model.clone())
+    return ir.to_proto(model)
+
+
+@contextlib.contextmanager
+def serialized(model: ir.Model) -> Iterator[bytes | str]:
+    """Yield what a runtime can open: the model's bytes, or above 2 GiB the path of a temporary file."""
+    if total_bytes(model) <= PROTOBUF_LIMIT:
+        yield to_proto(model).SerializeToString()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model.onnx")
+        ir.save(model, path, external_data="model.onnx.data")
+        yield path
+
+
+def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Yield every tensor of the model: initializers and attributes, in subgraphs and functions too."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
+    for node in nodes(model):
+        for attribute in node.attributes.values():
+            if attribute.is_ref() or attribute.value is None:
+                continue
+            if attribute.type == ir.AttributeType.TENSOR:
+                yield attribute.as_tensor()
+            elif attribute.type == ir.AttributeType.TENSORS:
+                yield from attribute.as_tensors()
+
+
+def nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Yield every node of the model, in subgraphs and functions too."""
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def total_bytes(model: ir.Model) -> int:
+    """Return the bytes that the model's tensors take."""
+    return sum(tensor.nbytes for tensor in tensors(model))
+
+
+def file_bytes(path: str | Path) -> int:
+    """Return the size of a model file with its external data, in bytes."""
+    return sum(file.stat().st_size for file in _files(Path(path)))
+
+
+def sha256(path: str | Path) -> str:
+    """Return the hash of a model file and its external data, or of any other file."""
+    digest = hashlib.sha256()
+    for file in _files(Path(path)):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def provenance(pipeline: list[str], inputs: Mapping[str, str], seed: int) -> str:
+    """Return the JSON that says how a model was made; it names no path, machine or time.
+
+    Args:
+        pipeline: specification strings of the passes that were kept, in order.
+        inputs: sha256 of what went in, by role ("model", "data", ...).
+        seed: the seed of every random choice.
+    """
+    libraries = ("graphopt", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript")
+    return json.dumps(
+        {
+            "versions": {name: v for name in libraries if (v := version(name))},
+            "pipeline": pipeline,
+            "sha256": dict(inputs),
+            "seed": seed,
+        },
+        sort_keys=True,
+    )
+
+
+def version(distribution: str) -> str | None:
+    """Return the installed version of a distribution, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the file and, for a model, the external data files it refers to."""
+    if path.suffix != ".onnx":
+        return [path]
+    locations = {t.location for t in tensors(load(path)) if isinstance(t, ir.ExternalTensor)}
+    return [path, *(path.parent / str(location) for location in sorted(map(str, locations)))]
+
+
+def _attach_external_data(model: ir.Model, path: Path) -> None:
+    folder = path.parent.resolve()
+    for tensor in tensors(model):
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        location = Path(str(tensor.location))
+        file = (folder / location).resolve()
+        if location.is_absolute() or not file.is_relative_to(folder):
+            raise UserError(
+                f"{path}: tensor '{tensor.name}' asks for external data outside the model's folder ({location}); do not trust this file"
+            )
+        if not file.is_file():
+            raise UserError(
+                f"{path}: external data '{location}' of tensor '{tensor.name}' is missing; put it beside the model"
+            )
+        offset, length = tensor.offset or 0, tensor.nbytes if tensor.length is None else tensor.length
+        if offset < 0 or length < tensor.nbytes or offset + length > file.stat().st_size:
+            raise UserError(
+                f"{path}: external data '{location}' is too short for tensor '{tensor.name}'; copy the file again"
+            )
+        tensor.base_dir = folder
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`, and turn what the system refuses into a `UserError`."""
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".graphopt-") as folder:
+            yield Path(folder)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: cannot write: folder {path.parent} does not exist; create it") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot write: {error.strerror}; choose another place or free some space") from error
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def describe(model: ir.Model) -> dict[str, Any]:
+    """Return counts that size a model: nodes (subgraphs and functions included), parameters, bytes of tensors."""
+    return {
+        "nodes": sum(1 for _ in nodes(model)),
+        "parameters": sum(t.size for t in tensors(model)),
+        "tensor_bytes": total_bytes(model),
+    }

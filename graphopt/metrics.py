@@ -1,0 +1,245 @@
+"""Task metrics, and their change between two models with a confidence interval."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from graphopt import compare, statistics
+from graphopt.data import Data, batch_size, resolve
+from graphopt.errors import UsageError, UserError, did_you_mean
+from graphopt.runtime import Port, Session
+
+Rows = np.ndarray
+"""What a metric keeps of each sample, [N, k]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A metric that is a function of one small row per sample, so that data can be streamed and resampled.
+
+    Attributes:
+        name: what people type after `--metric`.
+        needs: "labels" compares outputs with targets; "reference" compares them with the input model's.
+        rows: (outputs, targets or reference outputs) of a batch -> [n, k].
+        finish: all rows [N, k] -> the metric.
+        higher_is_better: direction.
+        binary: whether rows are one 0/1 outcome per sample (gives an interval that is honest for few changes).
+        perfect: the value of a model compared with itself, for "reference" metrics.
+    """
+
+    name: str
+    needs: Literal["labels", "reference"]
+    rows: Callable[[np.ndarray, np.ndarray], Rows]
+    finish: Callable[[Rows], float] = lambda rows: float(np.mean(rows[:, 0]))
+    higher_is_better: bool = True
+    binary: bool = False
+    perfect: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class CustomMetric:
+    """A user's function, called as f(predict, data) -> float; higher is better, and it has no interval."""
+
+    name: str
+    function: Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A metric's value on a data set, with the rows behind it (None for a custom metric)."""
+
+    value: float
+    rows: Rows | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """How a metric changed from one model to another.
+
+    Attributes:
+        name: the metric.
+        before, after: its values.
+        drop: how much worse `after` is, in the metric's own unit (negative when better).
+        ci95: interval of the drop, or None for a custom metric.
+    """
+
+    name: str
+    before: float
+    after: float
+    drop: float
+    ci95: statistics.Interval | None
+
+    def within(self, budget: float) -> bool:
+        """Tell whether the drop, up to the end of its interval, stays within the budget."""
+        return (self.ci95[1] if self.ci95 else self.drop) <= budget
+
+
+def find(name: str) -> Metric | CustomMetric:
+    """Return a built-in metric, or wrap `package.module:function`.
+
+    Raises:
+        UsageError: unknown name.
+        UserError: the function cannot be imported.
+    """
+    if ":" in name:
+        return CustomMetric(name, resolve(name))
+    if name not in METRICS:
+        raise UsageError(f"unknown metric '{name}'{did_you_mean(name, METRICS)}, or package.module:function")
+    return METRICS[name]
+
+
+def evaluate(
+    metric: Metric | CustomMetric,
+    session: Session,
+    data: Data,
+    inputs: Sequence[Port],
+    reference: Session | None = None,
+) -> Score:
+    """Run a model over a data set and score its first output.
+
+    Args:
+        metric: what to compute.
+        session: the model.
+        data: labelled data for metrics that need labels.
+        inputs: the model's inputs, which decide the batch size.
+        reference: the model to compare with, for metrics that need one.
+
+    Raises:
+        UserError: outputs and labels do not fit each other.
+    """
+    if isinstance(metric, CustomMetric):
+        return Score(float(metric.function(session.run, data)), None)
+    parts = []
+    for feeds, labels in data.batches(batch_size(inputs)):
+        output = first_output(session.run(feeds))
+        if metric.needs == "reference":
+            assert reference is not None
+            truth = first_output(reference.run(feeds))
+        elif labels is None:
+            raise UserError(f"{data.name}: has no labels, which metric '{metric.name}' needs; choose --metric cosine")
+        else:
+            truth = labels
+        parts.append(metric.rows(output, truth))
+    rows = np.concatenate(parts)
+    return Score(metric.finish(rows), rows)
+
+
+def change(metric: Metric | CustomMetric, before: Score, after: Score, seed: int) -> Change:
+    """Return the change between two scores of the same data, with the 95 % interval of the paired drop."""
+    if isinstance(metric, CustomMetric):
+        return Change(metric.name, before.value, after.value, before.value - after.value, None)
+    sign = 1.0 if metric.higher_is_better else -1.0
+    a, b = before.rows, after.rows
+    assert a is not None
+    assert b is not None
+    if metric.binary and np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all():
+        interval = statistics.paired_proportions(a[:, 0], b[:, 0])
+    else:
+        interval = statistics.bootstrap(
+            lambda chosen: sign * (metric.finish(a[chosen]) - metric.finish(b[chosen])), len(a), seed
+        )
+    return Change(metric.name, before.value, after.value, sign * (before.value - after.value), interval)
+
+
+def perfect(metric: Metric, like: Score) -> Score:
+    """Return the score of a reference compared with itself, shaped like another score of the same data."""
+    assert like.rows is not None
+    return Score(metric.perfect, np.full_like(like.rows, metric.perfect))
+
+
+def budget(text: str, before: float) -> float:
+    """Read `--max-drop`: "0.005" is absolute, "0.5%" is relative to the input model's score.
+
+    Raises:
+        UsageError: it is not a non-negative number.
+    """
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        raise UsageError(f"--max-drop: '{text}' is neither a number like 0.005 nor a percentage like 0.5%") from None
+    if value < 0 or math.isnan(value):
+        raise UsageError(f"--max-drop: '{text}' is negative")
+    return value / 100 * abs(before) if text.endswith("%") else value
+
+
+def first_output(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the output that metrics look at: the first."""
+    return next(iter(outputs.values()))
+
+
+def _classes(output: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return predicted classes of the shape of `labels`; class scores lie on axis 1."""
+    if output.ndim < 2 or (output.shape == labels.shape and output.dtype.kind in "iu"):
+        predicted = output
+    else:
+        predicted = np.argmax(output, axis=1)
+    if predicted.shape != labels.shape:
+        raise UserError(
+            f"labels have shape {list(labels.shape)}, but the model's first output has shape {list(output.shape)}, "
+            "which is not one score per class on axis 1; choose another metric or reshape the labels"
+        )
+    return predicted
+
+
+def _accuracy(output: np.ndarray, labels: np.ndarray) -> Rows:
+    right = _classes(output, labels) == labels
+    return np.asarray(right.reshape(len(labels), -1).mean(axis=1, keepdims=True))
+
+
+def _top5(output: np.ndarray, labels: np.ndarray) -> Rows:
+    _classes(output, labels)
+    best = np.argsort(output, axis=1)[:, -5:]
+    return np.asarray((best == labels[:, None]).any(axis=1, keepdims=True), float)
+
+
+def _confusion(output: np.ndarray, labels: np.ndarray) -> Rows:
+    return np.stack([_classes(output, labels).ravel(), labels.ravel()], axis=1)
+
+
+def _macro(kind: Literal["precision", "recall", "f1"]) -> Callable[[Rows], float]:
+    def finish(rows: Rows) -> float:
+        predicted, actual = rows[:, 0], rows[:, 1]
+        values = []
+        for label in np.unique(actual):
+            hit = float(np.sum((predicted == label) & (actual == label)))
+            precision = hit / max(float(np.sum(predicted == label)), 1.0)
+            recall = hit / float(np.sum(actual == label))
+            f1 = 2 * precision * recall / (precision + recall) if hit else 0.0
+            values.append({"precision": precision, "recall": recall, "f1": f1}[kind])
+        return float(np.mean(values))
+
+    return finish
+
+
+def _squared_error(output: np.ndarray, labels: np.ndarray) -> Rows:
+    if output.size != labels.size:
+        raise UserError(
+            f"labels have shape {list(labels.shape)}, but the model's first output has shape {list(output.shape)}"
+        )
+    error = output.astype(np.float64).reshape(len(labels), -1) - labels.reshape(len(labels), -1)
+    return np.asarray(np.mean(error * error, axis=1, keepdims=True))
+
+
+def _agreement(output: np.ndarray, reference: np.ndarray) -> Rows:
+    equal = output == reference if output.ndim < 2 else np.argmax(output, axis=1) == np.argmax(reference, axis=1)
+    return np.asarray(equal.reshape(len(output), -1).all(axis=1, keepdims=True), float)
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", "labels", _accuracy, binary=True),
+        Metric("top5", "labels", _top5, binary=True),
+        Metric("precision", "labels", _confusion, finish=_macro("precision")),
+        Metric("recall", "labels", _confusion, finish=_macro("recall")),
+        Metric("f1", "labels", _confusion, finish=_macro("f1")),
+        Metric("mse", "labels", _squared_error, higher_is_better=False),
+        Metric("agreement", "reference", _agreement, binary=True),
+        Metric("cosine", "reference", lambda out, ref: compare.cosine(ref, out)[:, None]),
+    )
+}

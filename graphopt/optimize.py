@@ -1,0 +1,225 @@
+"""The main job: run a recipe, and keep only what is measured to be worth keeping."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt import inputs, io, metrics, runtime
+from graphopt import recipe as recipes
+from graphopt.benchmark import Latency
+from graphopt.data import Data, batch_size, open_data
+from graphopt.errors import UserError
+from graphopt.metrics import Change, Metric
+from graphopt.passbase import FACT_PREFIX, Pass
+from graphopt.pipeline import Pipeline, Start, Step, Unverifiable, begin, feeds_for, measure
+from graphopt.referee import Exam, Referee
+from graphopt.target import Target
+from graphopt.target import find as find_target
+
+STRIP = "strip-metadata"
+"""The pass that `keep_metadata` leaves out."""
+
+Source = str | Path | Mapping[str, np.ndarray] | Data
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `optimize` did; DESIGN section 6 is its JSON form.
+
+    Attributes:
+        input, output: paths.
+        target: where it was measured.
+        steps: one per pass of the recipe.
+        metric: the metric before and after, or None without data.
+        latency: before and after, or None when the model could not be run.
+        bytes, nodes: before and after; bytes count external data.
+        met: whether the budget held and the model is not slower.
+        seconds: how long it took.
+        notes: what the user should know, one sentence each.
+    """
+
+    input: str
+    output: str
+    target: str
+    steps: list[Step]
+    metric: Change | None
+    latency: Latency | None
+    bytes: tuple[int, int]
+    nodes: tuple[int, int]
+    met: bool
+    seconds: float
+    notes: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object of `optimize --json`."""
+        return {**dataclasses.asdict(self), "steps": [step.to_json() for step in self.steps]}
+
+
+def optimize(
+    model: str | Path,
+    output: str | Path,
+    *,
+    data: Source | None = None,
+    eval_data: Source | None = None,
+    metric: str | None = None,
+    max_drop: str | float = "0.01",
+    target: str | Target = "cpu",
+    recipe: str = "default",
+    batch: int = 1,
+    seed: int = 0,
+    keep_metadata: bool = False,
+    on_step: Callable[[Step], None] | None = None,
+) -> Report:
+    """Make a model smaller and faster, prove that it still does its job, and write it.
+
+    Exact passes are verified against the input model's outputs. Lossy passes need `data`; they are kept
+    only if the metric stays within `max_drop` up to the end of its 95 % interval, and the measured
+    latency on the target is better (or equal, for a smaller file). The output is never slower than the
+    input: if the whole measures slower, the lossless model is taken, or the input as it was.
+
+    Args:
+        model: path of the .onnx file.
+        output: path to write.
+        data: calibration data (see `graphopt.data.open_data`).
+        eval_data: data for the metric, labelled if the metric needs labels; without it the fidelity to
+            the input model on `data` is held to the budget instead.
+        metric: a built-in name or `package.module:function`; by default accuracy with `eval_data`, else cosine.
+        max_drop: largest accepted drop: 0.005 is absolute in the metric's unit, "0.5%" relative.
+        target: where the model will run.
+        recipe: name or file of the recipe.
+        batch: samples per run when measuring latency, where the model does not fix its batch.
+        seed: of random inputs and of resampling.
+        keep_metadata: keep what exporters leave in the nodes' metadata.
+        on_step: called after each pass.
+
+    Raises:
+        UserError: anything the caller can fix; nothing is written.
+    """
+    start = time.perf_counter()
+    place = find_target(target) if isinstance(target, str) else target
+    calibration = open_data(data) if data is not None else None
+    exam = _exam(metric, eval_data, calibration, str(max_drop))
+    passes = [
+        _with_data(p, calibration) for p in recipes.load(recipe) if not (keep_metadata and p.pass_name() == STRIP)
+    ]
+    io.check_writable(output, model)
+    loaded = io.load(model)
+    opened = begin(loaded, place, passes, str(model))
+    ports = runtime.model_inputs(opened.model)
+    if exam:
+        exam.data.check(ports, labels=isinstance(exam.metric, Metric) and exam.metric.needs == "labels")
+    notes = _advice(calibration, exam, eval_data is not None)
+    try:
+        feeds = feeds_for(opened, calibration, seed, str(model))
+        pipeline = Pipeline(opened, place, feeds)
+    except Unverifiable as reason:
+        io.save(loaded, output)
+        return _unverified(str(model), str(output), place, passes, loaded, str(reason), time.perf_counter() - start)
+    timing = _timing_feeds(opened, calibration, batch, seed)
+    referee = Referee(opened, ports, exam, timing, inputs.batch_of(timing, ports), seed)
+    marks = [pipeline.mark()]
+    for pass_ in passes[len(opened.steps) :]:
+        if pass_.contract.kind == "lossy" and len(marks) == 1:
+            marks.append(pipeline.mark())
+        step = pipeline.run(pass_, functools.partial(referee.judge, pipeline.session))
+        if on_step:
+            on_step(step)
+    latency = referee.latency(pipeline.session)
+    while latency.ci95[1] < 1 and marks:
+        pipeline.rollback(marks.pop(), f"the whole model measured {latency.speedup:.2f}x the speed of the input")
+        latency = referee.latency(pipeline.session)
+    change = referee.change(pipeline.session)
+    finished = _without_facts(pipeline.model)
+    hashes = {"model": io.sha256(model)} | ({"data": calibration.digest()} if calibration else {})
+    finished.metadata_props[io.PROVENANCE] = io.provenance(pipeline.kept, hashes, seed)
+    io.save(finished, output)
+    if not pipeline.kept:
+        notes.insert(0, "nothing helped: the output is the input, verified")
+    return Report(
+        input=str(model),
+        output=str(output),
+        target=place.name,
+        steps=pipeline.steps,
+        metric=change,
+        latency=latency,
+        bytes=(io.file_bytes(model), io.file_bytes(output)),
+        nodes=(measure(loaded)[0], measure(finished)[0]),
+        met=latency.ci95[1] >= 1 and (change is None or change.within(referee.budget)),
+        seconds=time.perf_counter() - start,
+        notes=notes,
+    )
+
+
+def _exam(metric: str | None, eval_data: Source | None, calibration: Data | None, max_drop: str) -> Exam | None:
+    """Decide what the model's quality is measured by, from what the user gave."""
+    data = open_data(eval_data) if eval_data is not None else calibration
+    if data is None:
+        if metric is not None:
+            raise UserError(f"metric '{metric}' needs data; add --eval-data")
+        return None
+    metrics.budget(max_drop, 1.0)
+    return Exam(metrics.find(metric or ("cosine" if eval_data is None else "accuracy")), data, max_drop)
+
+
+def _timing_feeds(opened: Start, data: Data | None, batch: int, seed: int) -> dict[str, np.ndarray]:
+    """Return the inputs on which latency is measured: the first samples of the data, or generated ones."""
+    if data is None:
+        return inputs.of_batch(opened.model, opened.session, batch, seed)
+    size = batch_size(runtime.model_inputs(opened.model), batch)
+    return next(data.batches(size, size))[0]
+
+
+def _with_data(pass_: Pass, data: Data | None) -> Pass:
+    """Hand the calibration data to a pass that asks for a data source and names none."""
+    wants = {f.name: f.default for f in dataclasses.fields(cast(Any, pass_)) if f.metadata.get("source")}
+    if data is None or "data" not in wants or getattr(pass_, "data") != wants["data"]:  # noqa: B009
+        return pass_
+    return dataclasses.replace(cast(Any, pass_), data=data)  # type: ignore[no-any-return]
+
+
+def _advice(calibration: Data | None, exam: Exam | None, labelled: bool) -> list[str]:
+    if calibration is None:
+        return ["no calibration data: only lossless passes ran; --data (a few hundred inputs) adds int8 quantization"]
+    if exam and not labelled:
+        return [
+            f"no evaluation data: fidelity to the input model is held to the budget by {exam.metric.name}; "
+            "--eval-data with labels adds the task metric"
+        ]
+    return []
+
+
+def _without_facts(model: ir.Model) -> ir.Model:
+    """Return the model without the facts that passes left for each other."""
+    clean = model.clone()
+    stores = [clean.metadata_props]
+    for graph in clean.graphs():
+        stores += [v.metadata_props for v in (*graph.inputs, *graph.initializers.values())]
+    for node in io.nodes(clean):
+        stores += [node.metadata_props, *(v.metadata_props for v in node.outputs)]
+    for store in stores:
+        for key in [key for key in store if key.startswith(FACT_PREFIX)]:
+            del store[key]
+    return clean
+
+
+def _unverified(
+    source: str, output: str, place: Target, passes: list[Pass], model: ir.Model, reason: str, seconds: float
+) -> Report:
+    """Describe a run in which nothing could be verified, so that nothing was changed."""
+    nodes, size = measure(model)
+    steps = [
+        Step(p.pass_name(), "skipped", "nothing can be verified on this model", 0.0, (nodes, nodes), (size, size))
+        for p in passes
+    ]
+    return Report(
+        source, output, place.name, steps, None, None, (io.file_bytes(source), io.file_bytes(output)), (nodes, nodes),
+        True, seconds, [f"{reason}; no pass is kept unverified, so the model is written as it was"],
+    )  # fmt: skip

@@ -1,0 +1,77 @@
+"""The command generated from a pass's dataclass, and what `apply` shares with it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from graphopt import registry, spec
+from graphopt.console import console, print_json, print_steps, progress, size
+
+if TYPE_CHECKING:
+    from graphopt.apply import Applied
+    from graphopt.passbase import Pass
+
+
+def apply_options(*, data: bool) -> list[click.Option]:
+    """Return the options of every command that runs passes; a pass with its own `data` field brings that one itself."""
+    made = [
+        click.Option(["-o", "--output"], required=True, metavar="OUT", help="Path of the model to write."),
+        click.Option(["--target"], default="cpu", show_default=True, help="Where to verify: cpu, cuda, reference."),
+        click.Option(["--seed"], default=0, show_default=True, help="Seed of the random inputs for verification."),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object instead of a table."),
+    ]
+    if data:
+        made.insert(1, click.Option(["--data"], help="Inputs to verify on; by default seeded random ones."))
+    return made
+
+
+def pass_command(name: str) -> click.Command:
+    """Make the command for one pass."""
+    cls = registry.find("pass", name)
+    fields = spec.field_types(cls)
+
+    def run(model: str, output: str, target: str, seed: int, as_json: bool, **options: Any) -> None:
+        verify = options.get("data")
+        given = {key: value for key, value in options.items() if key in fields and value is not None}
+        run_and_print(model, [spec.build(name, given)], output, target, seed, as_json, verify)
+
+    return click.Command(
+        name,
+        params=[click.Argument(["model"]), *spec.options(cls), *apply_options(data="data" not in fields)],
+        callback=run,
+        help=_help(cls),
+    )
+
+
+def run_and_print(
+    model: str, passes: Sequence[str | Pass], output: str, target: str, seed: int, as_json: bool, data: str | None
+) -> None:
+    """Apply passes, print what came of it, and exit 3 if one failed its verification."""
+    from graphopt.apply import apply
+
+    with progress() as step:
+        done = apply(model, passes, output, target=target, seed=seed, data=data, on_step=step)
+    if as_json:
+        print_json(done.to_json())
+    else:
+        _print(done)
+    sys.exit(0 if done.met else 3)
+
+
+def _print(done: Applied) -> None:
+    print_steps(done.steps)
+    if done.output:
+        console().print(
+            f"{done.output}: {size(done.bytes[1])}, was {size(done.bytes[0])}", highlight=False, soft_wrap=True
+        )
+    else:
+        console().print("verification failed; nothing was written", style="bold red")
+
+
+def _help(cls: type[Pass]) -> str:
+    """Return the first paragraph of the pass's module docstring."""
+    return (sys.modules[cls.__module__].__doc__ or "").partition("\n\n")[0]

@@ -1,0 +1,318 @@
+"""Run passes one by one, and keep only what proves itself.
+
+A step is: clone, requires, call, structural invariants, numeric verification, measurement (by a judge
+that the caller supplies), keep or roll back, record.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt import compare, inputs, invariants, io, runtime, spec
+from graphopt.data import Data
+from graphopt.errors import UserError
+from graphopt.passbase import Pass, PreconditionError, Result
+from graphopt.runtime import Arrays, ExecutionError, Session
+from graphopt.target import Target
+
+log = logging.getLogger("graphopt")
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What a judge thinks of a verified candidate: whether it pays, and why or why not."""
+
+    keep: bool
+    reason: str
+
+
+Judge = Callable[[ir.Model, Session], Verdict]
+"""(candidate, its session) -> verdict, for candidates of lossy passes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """The record of one pass; the field names are those of the JSON report.
+
+    Attributes:
+        spec: the pass as a specification string.
+        status: "kept", "reverted" (it ran, and broke something or did not pay) or "skipped".
+        reason: why.
+        seconds: how long it took, verification and measurement included.
+        nodes, bytes: before and after.
+        skipped: `(node, reason)` rows.
+        report: the pass's own facts.
+    """
+
+    spec: str
+    status: Literal["kept", "reverted", "skipped"]
+    reason: str
+    seconds: float
+    nodes: tuple[int, int]
+    bytes: tuple[int, int]
+    skipped: Sequence[tuple[str, str]] = ()
+    report: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the step as DESIGN section 6 wants it."""
+        record = {"pass": self.spec, **dataclasses.asdict(self)}
+        del record["spec"]
+        return record
+
+
+class Unverifiable(UserError):
+    """The model cannot be run, or not twice alike, so nothing done to it could be verified."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A model that loads, and the step it took to make it load, if any."""
+
+    model: ir.Model
+    session: Session
+    steps: tuple[Step, ...] = ()
+
+
+def begin(model: ir.Model, target: Target, passes: Sequence[Pass], name: str) -> Start:
+    """Open the model; one that does not load gets a single chance, the first of `passes`.
+
+    Args:
+        model: never changed.
+        target: where to run.
+        passes: what is going to be run.
+        name: what to call the model in messages.
+
+    Raises:
+        UserError: it does not load, neither as it is nor after the first pass.
+    """
+    start = time.perf_counter()
+    try:
+        return Start(model, runtime.open_session(model, target))
+    except ExecutionError as error:
+        refusal = f"{name}: does not load: {error}"
+    mended = model.clone()
+    mended.meta.update(model.meta)
+    result = passes[0](mended) if passes else None
+    if result is None or not result.modified:
+        raise UserError(f"{refusal}; try: graphopt apply MODEL repair -o OUT")
+    try:
+        session = runtime.open_session(mended, target)
+    except ExecutionError as error:
+        raise UserError(f"{refusal}; after {passes[0].pass_name()}: {error}") from None
+    before, after = measure(model), measure(mended)
+    step = Step(
+        spec.render(passes[0]),
+        "kept",
+        f"the model did not load before: {refusal}",
+        time.perf_counter() - start,
+        (before[0], after[0]),
+        (before[1], after[1]),
+        tuple(getattr(result, "skipped", ())),
+        getattr(result, "report", {}),
+    )
+    return Start(mended, session, (step,))
+
+
+def feeds_for(start: Start, data: Data | None, seed: int, name: str) -> list[dict[str, np.ndarray]]:
+    """Return inputs on which to verify: from the data, or generated from the seed.
+
+    Raises:
+        Unverifiable: the model runs on none that can be generated.
+        UserError: the data does not fit the model.
+    """
+    if data is None:
+        try:
+            return inputs.generate(start.model, start.session, seed)
+        except inputs.CannotGenerate as reason:
+            raise Unverifiable(f"{name}: does not run on generated inputs ({reason}); give it data") from None
+    ports = runtime.model_inputs(start.model)
+    data.check(ports)
+    feeds = inputs.from_data(data, ports)
+    try:
+        for f in feeds:
+            start.session.run(f)
+    except ExecutionError as error:
+        raise UserError(f"{data.name}: the model does not run on this data: {error}") from None
+    return feeds
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """A state of a pipeline: its model and session, and how many steps were recorded and kept."""
+
+    model: ir.Model
+    session: Session
+    steps: int
+    kept: int
+
+
+class Pipeline:
+    """A model on its way through passes.
+
+    Attributes:
+        model: the last model that was kept.
+        session: a session of it.
+        target: where candidates are verified.
+        steps: what happened so far.
+        kept: specification strings of the kept passes, without outside sources.
+    """
+
+    def __init__(self, start: Start, target: Target, feeds: Sequence[Arrays]) -> None:
+        """Begin with a model that runs.
+
+        Args:
+            start: the model and its session.
+            target: where candidates are verified.
+            feeds: inputs on which candidates must compute what the model computes.
+
+        Raises:
+            Unverifiable: two runs on the same inputs differ.
+        """
+        self.model, self.session, self.target, self._feeds = start.model, start.session, target, feeds
+        self.steps: list[Step] = list(start.steps)
+        self.kept: list[str] = [step.spec for step in start.steps]
+        session = start.session
+        self._expected = [session.run(f) for f in feeds]
+        again = session.run(feeds[0])
+        if compare.first_mismatch(self._expected[0], again, 0.0):
+            raise Unverifiable("the model is not deterministic: two runs on the same inputs differ")
+        self._size = measure(start.model)
+
+    def run(self, pass_: Pass, judge: Judge | None = None, *, strict: bool = False) -> Step:
+        """Run one pass and record what came of it.
+
+        Args:
+            pass_: the pass.
+            judge: decides about candidates of lossy passes; without one they are kept once verified.
+            strict: an unmet precondition of the pass is an error, rather than a reason to skip it.
+
+        Raises:
+            UserError: from the pass, when its configuration or data is wrong.
+        """
+        start = time.perf_counter()
+        candidate = self.model.clone()
+        candidate.meta.update(self.model.meta)
+        session: Session | None = None
+        result = Result(candidate, False)
+        size = self._size
+        try:
+            result = pass_(candidate)  # type: ignore[assignment]
+            if not result.modified:
+                status, reason = "skipped", "nothing to do"
+            else:
+                session, verdict = self._examine(pass_, candidate, result, judge)
+                status, reason = ("kept" if verdict.keep else "reverted"), verdict.reason
+        except PreconditionError as refusal:
+            if isinstance(refusal.__cause__, UserError):
+                raise refusal.__cause__ from None
+            if strict:
+                raise UserError(f"{pass_.pass_name()}: {refusal}") from None
+            status, reason = "skipped", str(refusal)
+        except UserError:
+            raise
+        except Exception as bug:
+            log.debug("%s failed", pass_.pass_name(), exc_info=True)
+            status, reason = "reverted", f"bug in this pass, please report it: {type(bug).__name__}: {bug}"
+        if result.modified:
+            size = measure(candidate)
+        step = Step(
+            spec.render(pass_),
+            status,  # type: ignore[arg-type]
+            reason,
+            time.perf_counter() - start,
+            (self._size[0], size[0]),
+            (self._size[1], size[1]),
+            tuple(result.skipped),
+            result.report,
+        )
+        if status == "kept":
+            assert session is not None
+            self.model, self.session, self._size = candidate, session, size
+            self.kept.append(spec.render(pass_, sources=False))
+            if pass_.contract.kind == "lossy":
+                self._expected = [session.run(f) for f in self._feeds]
+        self.steps.append(step)
+        return step
+
+    def mark(self) -> Mark:
+        """Return a place to roll back to."""
+        return Mark(self.model, self.session, len(self.steps), len(self.kept))
+
+    def rollback(self, mark: Mark, reason: str) -> None:
+        """Undo everything since `mark`; the steps kept since then become reverted, for this reason."""
+        self.model, self.session, self._size = mark.model, mark.session, measure(mark.model)
+        del self.kept[mark.kept :]
+        for index, step in enumerate(self.steps[mark.steps :], mark.steps):
+            if step.status == "kept":
+                self.steps[index] = dataclasses.replace(step, status="reverted", reason=reason)
+
+    def _examine(
+        self, pass_: Pass, candidate: ir.Model, result: Result, judge: Judge | None
+    ) -> tuple[Session | None, Verdict]:
+        broken = invariants.violation(self.model, candidate)
+        if broken:
+            return None, Verdict(False, f"broke the graph: {broken}")
+        try:
+            session = runtime.open_session(candidate, self.target)
+            actual = [session.run(f) for f in self._feeds]
+        except ExecutionError as error:
+            return None, Verdict(False, f"the result does not run: {error}")
+        wrong = self._wrong(pass_, candidate, actual)
+        if wrong:
+            return None, Verdict(False, wrong)
+        if type(pass_).audit is not Pass.audit:
+            optimized = runtime.find(self.target).optimized(candidate, self.target)
+            if optimized is not None:
+                result.skipped.extend(pass_.audit(optimized))
+        if judge is None or pass_.contract.kind == "exact":
+            return session, Verdict(True, "verified")
+        return session, judge(candidate, session)
+
+    def _wrong(self, pass_: Pass, candidate: ir.Model, actual: Sequence[Arrays]) -> str | None:
+        """Return how the candidate's outputs break the pass's contract, or None."""
+        contract = pass_.contract
+        for feeds, expected, got in zip(self._feeds, self._expected, actual, strict=True):
+            if contract.kind == "exact":
+                reason = compare.first_mismatch(expected, got, contract.rtol)
+                if reason:
+                    node = compare.first_divergence(self.model, candidate, feeds, self.target, contract.rtol)
+                    return f"changed the result: {reason}" + (f"; first at {node}" if node else "")
+            else:
+                reason = _destroyed(expected, got, contract.min_sqnr)
+                if reason:
+                    return reason
+        return None
+
+
+def measure(model: ir.Model) -> tuple[int, int]:
+    """Return a model's number of nodes (subgraphs and functions included) and its size in bytes."""
+    proto = ir.to_proto(model)
+    external = sum(t.nbytes for t in io.tensors(model) if isinstance(t, ir.ExternalTensor))
+    return sum(1 for _ in io.nodes(model)), proto.ByteSize() + external
+
+
+def _destroyed(expected: Arrays, actual: Arrays, min_sqnr: float) -> str | None:
+    """Return how a lossy result is beyond use: other shapes or types, new NaN, or noise as loud as the signal."""
+    for name, reference in expected.items():
+        if name not in actual:
+            return f"output '{name}' is missing"
+        array = actual[name]
+        if array.shape != reference.shape or array.dtype != reference.dtype:
+            return (
+                f"output '{name}' became {array.dtype}{list(array.shape)} from {reference.dtype}{list(reference.shape)}"
+            )
+        if not compare.is_float(array.dtype):
+            continue
+        if np.isfinite(reference.astype(np.float64)).all() and not np.isfinite(array.astype(np.float64)).all():
+            return f"output '{name}' became NaN or infinite"
+        noise = compare.sqnr(reference, array)
+        if noise < min_sqnr and np.any(reference):
+            return f"output '{name}' has {noise:.1f} dB left of its signal, under {min_sqnr:g} dB"
+    return None

@@ -1,0 +1,114 @@
+"""Does a lossy step pay? Measured: the metric within its budget, and the latency on the target."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from graphopt import metrics, pipeline
+from graphopt.benchmark import Latency, compare_latency
+from graphopt.data import Data
+from graphopt.errors import UserError
+from graphopt.metrics import Change, CustomMetric, Metric, Score
+from graphopt.pipeline import Start, Verdict
+from graphopt.runtime import Arrays, ExecutionError, Port, Session
+
+_SECONDS = 2.0
+"""Time for one latency comparison; the final one gets twice as much."""
+_SMALLER = 0.9
+"""A step that leaves the speed as it was pays if it leaves at most this share of the bytes."""
+_TIE = 0.97
+"""An interval of the speed-up that contains 1 and starts no lower than this counts as "the speed as it was"."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Exam:
+    """What quality means for this model: a metric, the data to compute it on, and the accepted drop."""
+
+    metric: Metric | CustomMetric
+    data: Data
+    max_drop: str
+
+
+class Referee:
+    """Compares candidates with the input model."""
+
+    def __init__(
+        self, origin: Start, ports: Sequence[Port], exam: Exam | None, timing: Arrays, batch: int, seed: int
+    ) -> None:
+        """Prepare to judge.
+
+        Args:
+            origin: the input model.
+            ports: its inputs.
+            exam: what to hold candidates to, or None to look at latency alone.
+            timing: inputs for latency measurements.
+            batch: samples in `timing`.
+            seed: of resampling.
+
+        Raises:
+            UserError: the metric cannot be computed on this data, or the budget cannot be read.
+        """
+        self._origin, self._ports, self._exam, self._timing, self._batch, self._seed = (
+            origin,
+            ports,
+            exam,
+            timing,
+            batch,
+            seed,
+        )
+        self._changes: dict[int, Change] = {}
+        self._baseline: Score | None = None
+        if exam:
+            self._baseline = self._score(origin.session)
+            self.budget = metrics.budget(exam.max_drop, self._baseline.value)
+
+    def judge(self, current: Session, candidate: ir.Model, session: Session) -> Verdict:
+        """Decide about a candidate against the session that it would replace."""
+        change = self.change(session)
+        if change and not change.within(self.budget):
+            return Verdict(False, self._over_budget(change))
+        kept = f"{change.name} {change.before:.4f} to {change.after:.4f}, " if change else ""
+        latency = compare_latency(current, session, self._timing, self._batch, seconds=_SECONDS, seed=self._seed)
+        speed = f"{latency.speedup:.2f}x the speed ({latency.ci95[0]:.2f} to {latency.ci95[1]:.2f})"
+        if latency.ci95[0] > 1:
+            return Verdict(True, kept + speed)
+        shrunk = pipeline.measure(candidate)[1] <= _SMALLER * pipeline.measure(self._origin.model)[1]
+        if shrunk and latency.ci95[0] >= _TIE and latency.ci95[1] >= 1:
+            return Verdict(True, f"{kept}{speed}, and smaller")
+        return Verdict(False, f"does not pay on this target: {speed}")
+
+    def change(self, session: Session) -> Change | None:
+        """Return how the metric changed from the input model to this session's model, or None without an exam."""
+        if self._exam is None:
+            return None
+        assert self._baseline is not None
+        key = id(session)
+        if key not in self._changes:
+            after = self._score(session) if session is not self._origin.session else self._baseline
+            self._changes[key] = metrics.change(self._exam.metric, self._baseline, after, self._seed)
+        return self._changes[key]
+
+    def latency(self, session: Session) -> Latency:
+        """Time a session against the input model."""
+        return compare_latency(
+            self._origin.session, session, self._timing, self._batch, seconds=2 * _SECONDS, seed=self._seed
+        )
+
+    def _score(self, session: Session) -> Score:
+        assert self._exam is not None
+        try:
+            return metrics.evaluate(self._exam.metric, session, self._exam.data, self._ports, self._origin.session)
+        except ExecutionError as error:
+            raise UserError(f"{self._exam.data.name}: the model does not run on this data: {error}") from None
+
+    def _over_budget(self, change: Change) -> str:
+        text = f"{change.name} {change.before:.4f} to {change.after:.4f}: a drop of {change.drop:.4f}"
+        if change.ci95 is None or change.drop > self.budget:
+            return f"{text} is over the budget of {self.budget:g}"
+        return (
+            f"{text} may be up to {change.ci95[1]:.4f} (95 % interval), over the budget of {self.budget:g}; "
+            "more evaluation data would narrow it"
+        )

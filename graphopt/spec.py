@@ -1,0 +1,168 @@
+"""Dataclass <-> text, command line and recipe: the only place that converts between them.
+
+A pass is written `name` or `name{field=value field='two words'}`. Sequences are comma-separated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from graphopt import registry
+from graphopt.errors import UsageError, did_you_mean
+
+if typing.TYPE_CHECKING:
+    import click
+
+    from graphopt.passbase import Pass
+
+_SPEC = re.compile(r"\s*([\w.-]+)\s*(?:\{(.*)\})?\s*", re.DOTALL)
+
+
+def parse(text: str) -> Pass:
+    """Build the pass that `text` describes.
+
+    Raises:
+        UsageError: bad syntax, unknown pass, unknown field, or a value of the wrong type.
+    """
+    match = _SPEC.fullmatch(text)
+    if not match:
+        raise UsageError(f"cannot read pass '{text}'; write name or 'name{{field=value}}'")
+    name, body = match.groups()
+    fields: dict[str, str] = {}
+    try:
+        words = shlex.split(body or "")
+    except ValueError as error:
+        raise UsageError(f"cannot read pass '{text}': {error}") from None
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UsageError(f"{name}: '{word}' is not field=value")
+        fields[key.replace("-", "_")] = value
+    return build(name, fields)
+
+
+def build(name: str, fields: Mapping[str, Any]) -> Pass:
+    """Build the pass `name` with `fields`, whose values may be text.
+
+    Raises:
+        UsageError: unknown pass or field, or a value that does not fit.
+    """
+    cls = registry.find("pass", name)
+    types_ = field_types(cls)
+    values = {}
+    for key, value in fields.items():
+        if key not in types_:
+            raise UsageError(f"{name}: unknown field '{key}'{did_you_mean(key, types_)}")
+        values[key] = _convert(value, types_[key], f"{name}: {key}")
+    try:
+        return typing.cast("Pass", cls(**values))
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from None
+
+
+def from_entry(entry: str | Mapping[str, Any]) -> Pass:
+    """Build a pass from a recipe entry: a specification string, or `{"pass": name, field: value}`."""
+    if isinstance(entry, str):
+        return parse(entry)
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("pass"), str):
+        raise UsageError(f"recipe step {entry!r} is neither a pass specification nor a mapping with a 'pass' key")
+    return build(entry["pass"], {key: value for key, value in entry.items() if key != "pass"})
+
+
+def to_entry(pass_: Pass) -> dict[str, Any]:
+    """Return the recipe entry of a pass: its name and the fields that differ from their defaults."""
+    entry: dict[str, Any] = {"pass": pass_.pass_name()}
+    for field in dataclasses.fields(typing.cast(Any, pass_)):
+        value = getattr(pass_, field.name)
+        if value != field.default:
+            entry[field.name] = list(value) if isinstance(value, tuple) else value
+    return entry
+
+
+def render(pass_: Pass, *, sources: bool = True) -> str:
+    """Return the specification string of a pass; `parse` reads it back.
+
+    Args:
+        pass_: the pass.
+        sources: whether to include fields that name outside sources such as data files.
+    """
+    outside = {f.name for f in dataclasses.fields(typing.cast(Any, pass_)) if f.metadata.get("source")}
+    fields = to_entry(pass_)
+    name = fields.pop("pass")
+    words = [f"{key}={shlex.quote(_text(value))}" for key, value in fields.items() if sources or key not in outside]
+    return f"{name}{{{' '.join(words)}}}" if words else name
+
+
+def options(cls: type[Pass]) -> list[click.Option]:
+    """Return one command-line option per field of a pass class."""
+    import click
+
+    made = []
+    types_ = field_types(cls)
+    for field in dataclasses.fields(typing.cast(Any, cls)):
+        flag = "--" + field.name.replace("_", "-")
+        help_ = field.metadata.get("help", "")
+        if types_[field.name] is bool:
+            made.append(click.Option([f"{flag}/--no-{flag[2:]}"], default=field.default, help=help_, show_default=True))
+        else:
+            shown = _text(field.default) if field.default not in (None, "", ()) else False
+            made.append(
+                click.Option([flag], default=None, help=help_, show_default=shown, metavar=_metavar(types_[field.name]))
+            )
+    return made
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """Return the resolved type of every field of a dataclass."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(typing.cast(Any, cls))}
+
+
+def _metavar(type_: Any) -> str:
+    if typing.get_origin(type_) is typing.Literal:
+        return "|".join(map(str, typing.get_args(type_)))
+    arguments = [a for a in typing.get_args(type_) if a not in (type(None), Ellipsis)]
+    if typing.get_origin(type_) is tuple:
+        return f"{_metavar(arguments[0])},..."
+    return _metavar(arguments[0]) if arguments else {str: "TEXT", int: "INTEGER", float: "NUMBER"}.get(type_, "VALUE")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(_text, value))
+    return str(value)
+
+
+def _convert(value: Any, type_: Any, where: str) -> Any:
+    """Turn text (or a plain recipe value) into `type_`."""
+    origin, arguments = typing.get_origin(type_), typing.get_args(type_)
+    if origin in (typing.Union, types.UnionType):
+        if value is None or value == "none":
+            return None
+        return _convert(value, next(a for a in arguments if a is not type(None)), where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise UsageError(f"{where}: '{value}' is not one of {', '.join(map(str, arguments))}")
+        return value
+    if origin is tuple:
+        parts = [p for p in value.split(",") if p] if isinstance(value, str) else list(value)
+        return tuple(_convert(part, arguments[0], where) for part in parts)
+    if type_ is bool:
+        word = str(value).lower()
+        if word not in ("true", "false"):
+            raise UsageError(f"{where}: '{value}' is not true or false")
+        return word == "true"
+    if type_ in (int, float):
+        try:
+            return type_(value)
+        except (TypeError, ValueError):
+            raise UsageError(f"{where}: '{value}' is not {'a whole number' if type_ is int else 'a number'}") from None
+    return value

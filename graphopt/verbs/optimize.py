@@ -1,0 +1,104 @@
+"""Make a model smaller and faster, and prove that it still does its job"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from graphopt.optimize import Report
+
+
+@click.command("optimize")
+@click.argument("model")
+@click.option("-o", "--output", required=True, metavar="OUT", help="Path of the model to write.")
+@click.option(
+    "--data", metavar="D", help="Calibration data: a .npz with one array per input, or package.module:factory."
+)
+@click.option("--eval-data", metavar="D", help="Data for the metric, with targets in 'labels'.")
+@click.option(
+    "--metric",
+    metavar="M",
+    help="accuracy (the default with --eval-data), top5, f1, mse, agreement, cosine, ... or package.module:function.",
+)
+@click.option(
+    "--max-drop",
+    default="0.01",
+    show_default=True,
+    metavar="X",
+    help="Largest accepted drop of the metric: 0.005 is absolute, 0.5% relative.",
+)
+@click.option("--target", default="cpu", show_default=True, help="Where the model will run: cpu, cuda, reference.")
+@click.option("--threads", default=0, help="Threads within an operator; 0 lets the runtime decide.")
+@click.option("--batch", default=1, show_default=True, help="Samples per run when measuring latency.")
+@click.option("--recipe", default="default", show_default=True, metavar="FILE|NAME", help="What to run.")
+@click.option(
+    "--report", metavar="DIR", help="Folder for report.json and report.html; by default OUT's name with .report.json."
+)
+@click.option(
+    "--keep-metadata", is_flag=True, help="Keep the metadata that exporters leave in nodes, source paths included."
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of random inputs and resampling.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+def command(
+    model: str, output: str, report: str | None, as_json: bool, target: str, threads: int, **options: Any
+) -> None:
+    """Make a model smaller and faster, and prove that it still does its job.
+
+    Without --data only lossless passes run, verified on seeded random inputs. With it, int8 quantization
+    is tried and kept if the metric stays within its budget and the model measures faster.
+    """
+    from graphopt.console import print_json, progress
+    from graphopt.optimize import optimize
+    from graphopt.report import writer
+    from graphopt.target import find
+
+    writer.check(report)
+    with progress() as step:
+        done = optimize(model, output, target=find(target, threads), on_step=step, **options)
+    place = writer.write(done, Path(report) if report else None)
+    if as_json:
+        print_json(done.to_json())
+    else:
+        _print(done, place)
+    sys.exit(0 if done.met else 3)
+
+
+def _print(done: Report, place: Path) -> None:
+    from graphopt.console import console, print_steps, size
+
+    print_steps(done.steps)
+    out = console()
+    rows = []
+    if done.metric:
+        m = done.metric
+        interval = (
+            f", drop {m.drop:+.4f} (95 % interval {m.ci95[0]:+.4f} to {m.ci95[1]:+.4f})"
+            if m.ci95
+            else f", drop {m.drop:+.4f}"
+        )
+        rows.append((m.name, f"{m.before:.4f} -> {m.after:.4f}{interval}"))
+    if done.latency:
+        t = done.latency
+        rows.append(
+            (
+                "latency",
+                f"{t.before_ms:.3f} -> {t.after_ms:.3f} ms at batch {t.batch}: {t.speedup:.2f} times the speed (95 % interval {t.ci95[0]:.2f} to {t.ci95[1]:.2f})",
+            )
+        )
+    rows.append(
+        ("size", f"{size(done.bytes[0])} -> {size(done.bytes[1])} ({done.bytes[1] / done.bytes[0]:.2f} of the input)")
+    )
+    rows.append(("nodes", f"{done.nodes[0]} -> {done.nodes[1]}"))
+    rows.append(("output", done.output))
+    rows.append(("report", str(place)))
+    out.print()
+    for name, text in rows:
+        out.print(f"[bold]{name:10}[/] {text}", highlight=False, soft_wrap=True)
+    for note in done.notes:
+        out.print(f"[yellow]note[/]       {note}", highlight=False, soft_wrap=True)
+    if not done.met:
+        out.print("[bold red]the gate was not met[/]")

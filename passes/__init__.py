@@ -1,0 +1,1 @@
+"""Passes, one per file, grouped by family; found by the registry."""
