@@ -87,12 +87,12 @@ def apply(
         if step.status == "reverted":
             break
     met = all(step.status != "reverted" for step in pipeline.steps)
-    written = None
+    size = io.file_bytes(loaded)
+    sizes = (size, size)
     if met:
-        roles = {"model": io.sha256(model)}
-        pipeline.model.metadata_props[io.PROVENANCE] = io.provenance(pipeline.kept, roles, seed)
-        io.save(pipeline.model, output)
-        written = str(output)
+        hashes = {"model": io.sha256(loaded.meta[io.FILES])}
+        pipeline.model.metadata_props[io.PROVENANCE] = io.provenance(pipeline.kept, hashes, seed)
+        sizes = (size, io.save(pipeline.model, output))
     nodes = sum(1 for _ in io.nodes(loaded)), sum(1 for _ in io.nodes(pipeline.model))
-    sizes = io.file_bytes(model), io.file_bytes(output) if written else io.file_bytes(model)
+    written = str(output) if met else None
     return Applied(str(model), written, place.name, pipeline.steps, nodes, sizes, met, time.perf_counter() - start)

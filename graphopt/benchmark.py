@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from graphopt.target import find as find_target
 
 _BLOCK_SECONDS = 0.004
 _MIN_ROUNDS = 20
+_WIDTH = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,37 +38,55 @@ class Latency:
     ci95: statistics.Interval
 
 
-def interleave(sessions: Sequence[Session], feeds: Arrays, *, seconds: float, rounds: int | None = None) -> np.ndarray:
+def interleave(
+    sessions: Sequence[Session],
+    feeds: Arrays,
+    *,
+    seconds: float,
+    rounds: int | None = None,
+    enough: Callable[[np.ndarray], bool] = lambda times: False,
+) -> np.ndarray:
     """Time sessions in turn and return seconds per run, [rounds, sessions].
 
     Each round visits every session once, in alternating order, for a block of a few milliseconds. The
-    first run of a block is not counted: it wakes the session's threads and refills the caches while the
-    other session's threads go to sleep.
+    first run of a block is not counted: it finds the caches full of the other session's data.
 
     Args:
         sessions: what to time.
         feeds: inputs of every run.
-        seconds: how long to go on (at least 20 rounds are made).
+        seconds: how long to go on at most (but for 20 rounds at least).
         rounds: exactly this many rounds instead.
+        enough: tells from the times so far whether to stop early; asked every 20 rounds.
     """
     repeats = [max(1, round(_BLOCK_SECONDS / _block(session, feeds, 3))) for session in sessions]
     order = list(range(len(sessions)))
     times: list[list[float]] = []
     deadline = time.perf_counter() + seconds
-    while len(times) < (rounds or _MIN_ROUNDS) or (not rounds and time.perf_counter() < deadline):
+    while rounds is None or len(times) < rounds:
         row = [0.0] * len(sessions)
         for index in order:
             row[index] = _block(sessions[index], feeds, repeats[index])
         times.append(row)
         order.reverse()
+        if (
+            rounds is None
+            and len(times) % _MIN_ROUNDS == 0
+            and (time.perf_counter() > deadline or enough(np.array(times)))
+        ):
+            break
     return np.array(times)
 
 
 def compare_latency(
     before: Session, after: Session, feeds: Arrays, batch: int, *, seconds: float, seed: int
 ) -> Latency:
-    """Time two sessions against each other."""
-    times = interleave([before, after], feeds, seconds=seconds)
+    """Time two sessions against each other until the interval of the speed-up is 2 % wide, or time is up."""
+
+    def narrow(times: np.ndarray) -> bool:
+        speedup, (low, high) = statistics.median_ratio(times[:, 0], times[:, 1], seed)
+        return high - low < _WIDTH * speedup
+
+    times = interleave([before, after], feeds, seconds=seconds, enough=narrow)
     speedup, interval = statistics.median_ratio(times[:, 0], times[:, 1], seed)
     before_ms, after_ms = (float(v) for v in np.median(times, axis=0) * 1e3)
     return Latency(batch, before_ms, after_ms, speedup, interval)

@@ -29,6 +29,10 @@ class Data(abc.ABC):
 
     name: str
 
+    def __str__(self) -> str:
+        """Return the name, so that a specification string shows where the data came from."""
+        return self.name
+
     @abc.abstractmethod
     def batches(self, size: int, limit: int | None = None) -> Iterator[Batch]:
         """Yield batches of at most `size` samples, of the first `limit` samples."""

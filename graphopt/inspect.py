@@ -66,7 +66,7 @@ def inspect(path: str | Path) -> Inspection:
     made = metadata.pop(io.PROVENANCE, None)
     return Inspection(
         path=str(path),
-        bytes=io.file_bytes(path),
+        bytes=io.file_bytes(model),
         ir_version=model.ir_version,
         opsets=dict(model.opset_imports),
         producer=f"{model.producer_name or ''} {model.producer_version or ''}".strip(),

@@ -8,9 +8,8 @@ import importlib.metadata
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import google.protobuf.message
 import onnx
@@ -24,6 +23,9 @@ PROTOBUF_LIMIT = 2**31 - 2**24
 
 RENAMED = "graphopt.renamed"
 """Key of `Model.meta`: `(old, new)` names of redeclared values that `load` had to rename."""
+
+FILES = "graphopt.files"
+"""Key of `Model.meta`: the paths a loaded model came from, its external data included."""
 
 PROVENANCE = "graphopt"
 """Key of the model's `metadata_props` under which provenance travels."""
@@ -56,14 +58,17 @@ def load(path: str | Path) -> ir.Model:
     except (ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: malformed model: {_root_cause(error)}; export it again") from None
     model.meta[RENAMED] = renamed
-    _attach_external_data(model, path)
+    model.meta[FILES] = [path, *_attach_external_data(model, path)]
     return model
 
 
-def save(model: ir.Model, path: str | Path) -> None:
+def save(model: ir.Model, path: str | Path) -> int:
     """Write a model so that `path` holds either the whole new model or whatever it held before.
 
     Tensors go into `path` itself, or into `path` + ".data" when the file would exceed 2 GiB.
+
+    Returns:
+        The bytes written, external data included.
 
     Raises:
         UserError: the folder does not exist or cannot be written, or the disk is full.
@@ -75,8 +80,11 @@ def save(model: ir.Model, path: str | Path) -> None:
             ir.save(model, draft, external_data=f"{path.name}.data")
         else:
             draft.write_bytes(to_proto(model).SerializeToString(deterministic=True))
-        for file in sorted(folder.iterdir(), reverse=True):  # data before the model that points to it
+        files = sorted(folder.iterdir(), reverse=True)  # data before the model that points to it
+        size = sum(file.stat().st_size for file in files)
+        for file in files:
             os.replace(file, path.parent / file.name)
+    return size
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -153,15 +161,15 @@ def total_bytes(model: ir.Model) -> int:
     return sum(tensor.nbytes for tensor in tensors(model))
 
 
-def file_bytes(path: str | Path) -> int:
-    """Return the size of a model file with its external data, in bytes."""
-    return sum(file.stat().st_size for file in _files(Path(path)))
+def file_bytes(model: ir.Model) -> int:
+    """Return the size of the files a model was loaded from, external data included."""
+    return sum(file.stat().st_size for file in model.meta[FILES])
 
 
-def sha256(path: str | Path) -> str:
-    """Return the hash of a model file and its external data, or of any other file."""
+def sha256(files: Sequence[Path]) -> str:
+    """Return the hash of files' contents, one after the other."""
     digest = hashlib.sha256()
-    for file in _files(Path(path)):
+    for file in files:
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
@@ -196,16 +204,10 @@ def version(distribution: str) -> str | None:
         return None
 
 
-def _files(path: Path) -> list[Path]:
-    """Return the file and, for a model, the external data files it refers to."""
-    if path.suffix != ".onnx":
-        return [path]
-    locations = {t.location for t in tensors(load(path)) if isinstance(t, ir.ExternalTensor)}
-    return [path, *(path.parent / str(location) for location in sorted(map(str, locations)))]
-
-
-def _attach_external_data(model: ir.Model, path: Path) -> None:
+def _attach_external_data(model: ir.Model, path: Path) -> list[Path]:
+    """Check every tensor that lies outside the file, tell it where, and return the files."""
     folder = path.parent.resolve()
+    files = set()
     for tensor in tensors(model):
         if not isinstance(tensor, ir.ExternalTensor):
             continue
@@ -213,7 +215,8 @@ def _attach_external_data(model: ir.Model, path: Path) -> None:
         file = (folder / location).resolve()
         if location.is_absolute() or not file.is_relative_to(folder):
             raise UserError(
-                f"{path}: tensor '{tensor.name}' asks for external data outside the model's folder ({location}); do not trust this file"
+                f"{path}: tensor '{tensor.name}' asks for external data outside the model's folder ({location}); "
+                "do not trust this file"
             )
         if not file.is_file():
             raise UserError(
@@ -225,6 +228,8 @@ def _attach_external_data(model: ir.Model, path: Path) -> None:
                 f"{path}: external data '{location}' is too short for tensor '{tensor.name}'; copy the file again"
             )
         tensor.base_dir = folder
+        files.add(file)
+    return sorted(files)
 
 
 @contextlib.contextmanager
@@ -243,12 +248,3 @@ def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-
-
-def describe(model: ir.Model) -> dict[str, Any]:
-    """Return counts that size a model: nodes (subgraphs and functions included), parameters, bytes of tensors."""
-    return {
-        "nodes": sum(1 for _ in nodes(model)),
-        "parameters": sum(t.size for t in tensors(model)),
-        "tensor_bytes": total_bytes(model),
-    }

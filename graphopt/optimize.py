@@ -121,8 +121,10 @@ def optimize(
         feeds = feeds_for(opened, calibration, seed, str(model))
         pipeline = Pipeline(opened, place, feeds)
     except Unverifiable as reason:
-        io.save(loaded, output)
-        return _unverified(str(model), str(output), place, passes, loaded, str(reason), time.perf_counter() - start)
+        size = io.save(loaded, output)
+        return _unverified(
+            str(model), str(output), place, passes, loaded, size, str(reason), time.perf_counter() - start
+        )
     timing = _timing_feeds(opened, calibration, batch, seed)
     referee = Referee(opened, ports, exam, timing, inputs.batch_of(timing, ports), seed)
     marks = [pipeline.mark()]
@@ -138,9 +140,9 @@ def optimize(
         latency = referee.latency(pipeline.session)
     change = referee.change(pipeline.session)
     finished = _without_facts(pipeline.model)
-    hashes = {"model": io.sha256(model)} | ({"data": calibration.digest()} if calibration else {})
+    hashes = {"model": io.sha256(loaded.meta[io.FILES])} | ({"data": calibration.digest()} if calibration else {})
     finished.metadata_props[io.PROVENANCE] = io.provenance(pipeline.kept, hashes, seed)
-    io.save(finished, output)
+    size = io.save(finished, output)
     if not pipeline.kept:
         notes.insert(0, "nothing helped: the output is the input, verified")
     return Report(
@@ -150,7 +152,7 @@ def optimize(
         steps=pipeline.steps,
         metric=change,
         latency=latency,
-        bytes=(io.file_bytes(model), io.file_bytes(output)),
+        bytes=(io.file_bytes(loaded), size),
         nodes=(measure(loaded)[0], measure(finished)[0]),
         met=latency.ci95[1] >= 1 and (change is None or change.within(referee.budget)),
         seconds=time.perf_counter() - start,
@@ -211,15 +213,22 @@ def _without_facts(model: ir.Model) -> ir.Model:
 
 
 def _unverified(
-    source: str, output: str, place: Target, passes: list[Pass], model: ir.Model, reason: str, seconds: float
+    source: str, output: str, place: Target, passes: list[Pass], model: ir.Model, size: int, reason: str, seconds: float
 ) -> Report:
     """Describe a run in which nothing could be verified, so that nothing was changed."""
-    nodes, size = measure(model)
-    steps = [
-        Step(p.pass_name(), "skipped", "nothing can be verified on this model", 0.0, (nodes, nodes), (size, size))
-        for p in passes
-    ]
+    before = measure(model)
+    unchanged = (before[0], before[0]), (before[1], before[1])
+    why = "nothing can be verified on this model"
     return Report(
-        source, output, place.name, steps, None, None, (io.file_bytes(source), io.file_bytes(output)), (nodes, nodes),
-        True, seconds, [f"{reason}; no pass is kept unverified, so the model is written as it was"],
-    )  # fmt: skip
+        input=source,
+        output=output,
+        target=place.name,
+        steps=[Step(p.pass_name(), "skipped", why, 0.0, *unchanged) for p in passes],
+        metric=None,
+        latency=None,
+        bytes=(io.file_bytes(model), size),
+        nodes=unchanged[0],
+        met=True,
+        seconds=seconds,
+        notes=[f"{reason}; no pass is kept unverified, so the model is written as it was"],
+    )

@@ -49,7 +49,10 @@ class Entry:
             return f"from {self.group}"
         text = self.path.read_text(encoding="utf-8")
         if self.path.suffix == ".py":
-            return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0].rstrip(".")
+            try:
+                return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0].rstrip(".")
+            except SyntaxError as error:
+                return f"cannot be read: {error}"
         return text.partition("\n")[0].lstrip("# ").rstrip(".")
 
 

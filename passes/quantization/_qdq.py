@@ -1,0 +1,184 @@
+"""Write a plan into the graph, as QuantizeLinear and DequantizeLinear nodes around float operators.
+
+Activations are uint8, asymmetric, one scale per tensor; weights int8, symmetric, one scale per channel;
+biases int32. A tensor is quantized once, whoever reads it, and nothing is left in float between two integer
+kernels. What only moves elements stands on the integers themselves, between QuantizeLinear and
+DequantizeLinear: every runtime then moves bytes, without having to recognise anything.
+Specification: ONNX operators QuantizeLinear and DequantizeLinear, opset 13.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.passes.quantization import _ranges
+from graphopt.passes.quantization._graphs import attribute, constant, sole_consumer
+from graphopt.passes.quantization._nodes import Nodes
+from graphopt.passes.quantization._parameters import Parameters
+from graphopt.passes.quantization._plan import Plan
+from graphopt.passes.quantization._ranges import Grid
+from graphopt.passes.quantization._units import MANY_INPUTS, Role, Unit, clamp_bounds, rescale
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A float tensor as it is kept: a uint8 tensor, and what its integers stand for."""
+
+    integers: ir.Value
+    grid: Grid
+
+
+class Writer:
+    """Rewrites one graph, once."""
+
+    def __init__(self, graph: ir.Graph, plan: Plan, taken: Iterable[str]) -> None:
+        """Prepare to write.
+
+        Args:
+            graph: the main graph.
+            plan: what to quantize in it.
+            taken: names that are in use.
+        """
+        self._graph = graph
+        self._plan = plan
+        self._new = Nodes(graph, taken)
+        self._stored: dict[ir.Value, Stored] = {}
+        self._dequantized: dict[Stored, ir.Value] = {}
+        self._parameters = Parameters(self._new)
+        self._obsolete: list[ir.Node] = []
+        self._unit_of = {unit.node: unit for unit in plan.units}
+        self._read_as_integers = {value for unit in plan.units for value in unit.inputs}
+        self._read_as_float = {
+            value: [(node, index) for node, index in value.uses() if not self._reads_integers(node, index)]
+            for unit in plan.units
+            for value in unit.outputs
+        }
+
+    def write(self) -> None:
+        """Write every unit, then give float readers of integers what they expect."""
+        for unit in self._plan.units:
+            if unit.role is Role.CARRIER:
+                self._carry(unit)
+            elif unit.role is Role.RESCALE:
+                self._rescale(unit.node)
+            else:
+                self._compute(unit)
+        for value, readers in self._read_as_float.items():
+            if value in self._stored:
+                self._serve(value, readers)
+        for node in reversed(self._obsolete):
+            self._graph.remove(node, safe=True)
+
+    def _reads_integers(self, node: ir.Node, index: int) -> bool:
+        return node in self._unit_of and (index == 0 or node.op_type in MANY_INPUTS)
+
+    def _compute(self, unit: Unit) -> None:
+        node = unit.node
+        activations = set(unit.inputs)
+        if unit.has_weight:
+            self._parameters.write(unit, self._store(unit.inputs[0]).grid.scale)
+        for index, value in enumerate(node.inputs):
+            if value in activations:
+                assert value is not None
+                node.replace_input_with(index, self._read(value))
+            elif value is not None and node.op_type in MANY_INPUTS:
+                self._write_operand(node, index, value)
+        output, result = unit.outputs[0], unit.result
+        if unit.float_result and output not in self._read_as_integers:
+            return
+        grid = self._grid(output)
+        self._stored[output] = Stored(self._new.quantize(result, grid, f"{output.name}_q"), grid)
+        self._obsolete += unit.clamps
+        if not result.is_graph_output():
+            result.type = result.shape = None  # follows from the operator; spelling it out costs bytes
+
+    def _carry(self, unit: Unit) -> None:
+        node = unit.node
+        stored = self._store(unit.inputs[0])
+        if node.op_type in ("Identity", "Dropout"):
+            self._stored[node.outputs[0]] = stored
+            self._obsolete.append(node)
+        elif node.op_type in ("Relu", "Clip"):
+            self._clamp(node, stored)
+        else:
+            node.replace_input_with(0, stored.integers)
+            if node.op_type == "Pad" and attribute(node, "mode", "constant") == "constant":
+                node.resize_inputs(max(3, len(node.inputs)))
+                node.replace_input_with(2, self._new.zero_point(stored.grid))
+            for value in unit.outputs:
+                value.dtype = ir.DataType.UINT8
+                self._stored[value] = Stored(value, stored.grid)
+
+    def _clamp(self, node: ir.Node, stored: Stored) -> None:
+        """Clamp the integers themselves. Bounds beyond the grid do nothing and are left out."""
+        bounds = clamp_bounds(node)
+        assert bounds is not None
+        lo, hi = stored.grid.quantize(np.array(bounds))
+        inputs = [stored.integers, self._new.tensor(lo, "min"), *([self._new.tensor(hi, "max")] if hi < 255 else [])]
+        clip = self._new.make("Clip", inputs, f"{node.outputs[0].name}_q")
+        self._graph.insert_after(node, clip)
+        self._stored[node.outputs[0]] = Stored(clip.outputs[0], stored.grid)
+        self._obsolete.append(node)
+
+    def _rescale(self, node: ir.Node) -> None:
+        scaled = rescale(node)
+        assert scaled is not None
+        stored = self._store(scaled[0])
+        self._stored[node.outputs[0]] = Stored(stored.integers, stored.grid.times(scaled[1]))
+        self._obsolete.append(node)
+
+    def _grid(self, value: ir.Value) -> Grid:
+        """Return the grid of an activation; what only a Concat reads is put on the Concat's own at once."""
+        reader = sole_consumer(value)
+        if reader in self._unit_of and reader is not None and reader.op_type == "Concat":
+            return self._grid(reader.outputs[0])
+        return _ranges.grid(*self._plan.ranges[value])
+
+    def _store(self, value: ir.Value) -> Stored:
+        """Return a tensor's integers; what a float node makes is quantized when it is first asked for."""
+        if value not in self._stored:
+            grid = self._grid(value)
+            self._stored[value] = Stored(self._new.quantize(value, grid, f"{value.name}_q"), grid)
+        return self._stored[value]
+
+    def _read(self, value: ir.Value) -> ir.Value:
+        """Return a stored tensor in float, for whoever wants it."""
+        stored = self._store(value)
+        if stored not in self._dequantized:
+            self._dequantized[stored] = self._new.dequantize(stored.integers, stored.grid, f"{value.name}_dq")
+        return self._dequantized[stored]
+
+    def _serve(self, value: ir.Value, readers: Iterable[tuple[ir.Node, int]]) -> None:
+        """Give the float readers of a value that is now kept as integers its float form."""
+        for node, index in readers:
+            node.replace_input_with(index, self._read(value))
+        if not value.is_graph_output():
+            return
+        output = self._read(value)
+        if output.is_graph_output():  # two graph outputs hold the same tensor
+            stored = self._stored[value]
+            output = self._new.dequantize(stored.integers, stored.grid, f"{value.name}_dq")
+        output.name, value.name = value.name, self._new.fresh(f"{value.name}_f")
+        output.type, output.shape, output.doc_string = ir.TensorType(ir.DataType.FLOAT), value.shape, value.doc_string
+        output.metadata_props.update(value.metadata_props)
+        value.metadata_props.clear()
+        for index, old in enumerate(self._graph.outputs):
+            if old is value:
+                self._graph.outputs[index] = output
+
+    def _write_operand(self, node: ir.Node, index: int, value: ir.Value) -> None:
+        """Give an operator a constant operand as uint8, on a grid of its own."""
+        array = constant(value)
+        if array is None:
+            return
+        grid = _ranges.grid(float(array.min(initial=0)), float(array.max(initial=0)))
+        scale, zero_point = np.array(grid.scale, np.float32), np.array(grid.zero_point, np.uint8)
+        integers = grid.quantize(array)
+        name = value.name or "constant"
+        node.replace_input_with(
+            index, self._new.dequantize_constant(integers, scale, zero_point, name, axis=None, user=node)
+        )

@@ -1,0 +1,305 @@
+"""Group nodes into units: what can become one integer kernel of ONNX Runtime's CPU provider.
+
+ONNX Runtime turns `DequantizeLinear -> operator -> QuantizeLinear` into one integer kernel for a fixed set
+of operators (its "QDQ node units"). A Relu or Clip after such an operator costs nothing: the saturation of
+QuantizeLinear does its work (Jacob et al. 2018, arXiv:1712.05877, section 2.4). Operators that only move
+elements, or compare them, run on the integers as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.passes.quantization._graphs import attribute, constant, input_of, is_float, sole_consumer
+
+
+class Role(enum.Enum):
+    """What a unit does to integers."""
+
+    ANCHOR = "multiplies by constant or computed matrices: what int8 speeds up"
+    ARITHMETIC = "computes with integers of one scale, and yields integers of another"
+    CARRIER = "passes integers on as they are"
+    RESCALE = "changes nothing but the scale"
+
+
+@dataclasses.dataclass(eq=False)
+class Unit:
+    """Nodes that run as one kernel.
+
+    Attributes:
+        role: what it does to integers.
+        node: the operator.
+        bias: the Add that holds the bias of a MatMul.
+        clamps: Relu and Clip nodes that QuantizeLinear's saturation replaces, in order.
+    """
+
+    role: Role
+    node: ir.Node
+    bias: ir.Node | None = None
+    clamps: list[ir.Node] = dataclasses.field(default_factory=list)
+
+    @property
+    def nodes(self) -> Iterator[ir.Node]:
+        """All its nodes, in order."""
+        yield self.node
+        if self.bias:
+            yield self.bias
+        yield from self.clamps
+
+    @property
+    def inputs(self) -> list[ir.Value]:
+        """The activations it reads: float32 tensors that are not constant, each once."""
+        values = self.node.inputs if self.node.op_type in MANY_INPUTS else self.node.inputs[:1]
+        return list(dict.fromkeys(v for v in values if v is not None and constant(v) is None))
+
+    @property
+    def result(self) -> ir.Value:
+        """What the operator (with its bias) computes, before any clamp."""
+        return (self.bias or self.node).outputs[0]
+
+    @property
+    def outputs(self) -> list[ir.Value]:
+        """What other nodes read of it."""
+        if self.clamps:
+            return [self.clamps[-1].outputs[0]]
+        return [self.result] if self.bias else [v for v in self.node.outputs if v.name]
+
+    def map_range(self, range_: tuple[float, float]) -> tuple[float, float]:
+        """Return the range of what a carrier or rescaler yields, given that of what it reads."""
+        lo, hi = range_
+        if self.role is Role.RESCALE:
+            scaled = rescale(self.node)
+            assert scaled is not None
+            return lo * scaled[1], hi * scaled[1]
+        bounds = clamp_bounds(self.node) if self.node.op_type in _CLAMPS else None
+        return (max(lo, bounds[0]), min(hi, bounds[1])) if bounds else range_
+
+    @property
+    def has_weight(self) -> bool:
+        """Whether it multiplies by constants that deserve a scale per channel."""
+        weight = constant(input_of(self.node, 1)) if self.role is Role.ANCHOR else None
+        return weight is not None and (self.node.op_type != "MatMul" or weight.ndim == 2)
+
+    @property
+    def float_result(self) -> bool:
+        """Whether the kernel can yield float at no cost, as those of Gemm and MatMul can."""
+        return self.node.op_type in ("Gemm", "MatMul")
+
+
+MANY_INPUTS = ("Add", "Mul", "Concat", "MatMul", "Div")
+"""Operators of which more than the first input can be an activation."""
+
+ANCHORS = ("Conv", "Gemm", "MatMul")
+"""Operators that int8 speeds up."""
+
+_CLAMPS = ("Relu", "Clip")
+
+
+def group(graph: ir.Graph) -> tuple[list[Unit], dict[ir.Node, str]]:
+    """Return the units of a graph in order, and for nodes that compute in float32 but form none, why.
+
+    Nodes that touch no float32 activation (shapes, indices, strings, subgraphs) are in neither.
+    """
+    units: list[Unit] = []
+    refused: dict[ir.Node, str] = {}
+    of_result: dict[ir.Value, Unit] = {}
+    for node in graph:
+        if not any(is_float(v) and constant(v) is None for v in (*node.inputs, *node.outputs)):
+            continue
+        before = next((of_result[v] for v in node.inputs if v in of_result and sole_consumer(v) is node), None)
+        if before and before.role in (Role.ANCHOR, Role.ARITHMETIC) and _folds(node):
+            before.clamps.append(node)
+            of_result[node.outputs[0]] = before
+        elif before and _holds_bias(node, before):
+            before.bias = node
+            of_result[node.outputs[0]] = before
+        else:
+            role = classify(node)
+            if isinstance(role, Role):
+                unit = Unit(role, node)
+                units.append(unit)
+                of_result.update(dict.fromkeys(unit.outputs, unit))
+            elif node.op_type != "Constant":
+                refused[node] = role
+    return units, refused
+
+
+def classify(node: ir.Node) -> Role | str:
+    """Return the role that a node's integer kernel plays, or why it has none."""
+    rule = _RULES.get(node.op_type) if node.domain == "" else None
+    if rule is None:
+        hint = "; run fold-bn first" if node.op_type == "BatchNormalization" else ""
+        return f"ONNX Runtime's CPU provider has no integer kernel for {node.op_type}{hint}"
+    if not is_float(input_of(node, 0)) or not is_float(node.outputs[0]):
+        return "not a float32 tensor, or of unknown type"
+    return rule(node)
+
+
+def clamp_bounds(node: ir.Node) -> tuple[float, float] | None:
+    """Return the bounds of a Relu or Clip, or None when they are computed."""
+    if node.op_type == "Relu":
+        return 0.0, np.inf
+    bounds = []
+    for index, name, default in ((1, "min", -np.inf), (2, "max", np.inf)):
+        value = input_of(node, index)
+        array = constant(value)
+        if value is not None and (array is None or array.size != 1):
+            return None
+        bounds.append(float(array.item()) if array is not None else float(attribute(node, name, default)))
+    return bounds[0], bounds[1]
+
+
+def rescale(node: ir.Node) -> tuple[ir.Value, float] | None:
+    """Return what a Mul or Div by a positive constant scalar multiplies, and by how much; or None."""
+    left, right = node.inputs[:2]
+    divide = node.op_type == "Div"
+    for value, other in ((left, right),) if divide else ((left, right), (right, left)):
+        array = constant(other)
+        if value is None or array is None or array.size != 1 or constant(value) is not None:
+            continue
+        factor = float(array.item())
+        if not 1e-6 <= factor <= 1e6 or array.ndim > (len(value.shape) if value.shape is not None else 1):
+            return None
+        return value, 1 / factor if divide else factor
+    return None
+
+
+def _folds(node: ir.Node) -> bool:
+    if node.op_type not in _CLAMPS or node.domain:
+        return False
+    bounds = clamp_bounds(node)
+    return bounds is not None and bounds[0] <= 0 <= bounds[1]
+
+
+def _holds_bias(node: ir.Node, unit: Unit) -> bool:
+    """Tell whether an Add gives a MatMul by constant weights its bias.
+
+    The two must stay together: ONNX Runtime makes a Gemm of them, a float one unless the bias is int32.
+    """
+    if node.op_type != "Add" or node.domain or unit.node.op_type != "MatMul" or unit.bias or unit.clamps:
+        return False
+    weight = constant(unit.node.inputs[1])
+    bias = next((array for array in map(constant, node.inputs) if array is not None), None)
+    return weight is not None and weight.ndim == 2 and bias is not None and bias.shape == weight.shape[1:]
+
+
+def _conv(node: ir.Node) -> Role | str:
+    weight, bias = constant(input_of(node, 1)), constant(input_of(node, 2))
+    if weight is None or (bias is None and input_of(node, 2) is not None):
+        return "its weight or bias is computed, not constant"
+    return Role.ANCHOR if np.isfinite(weight).all() else "its weights are not finite"
+
+
+def _gemm(node: ir.Node) -> Role | str:
+    reason = _conv(node)
+    if isinstance(reason, str):
+        return reason
+    if attribute(node, "transA", 0) or constant(node.inputs[0]) is not None:
+        return "ONNX Runtime's integer Gemm wants activations on the left, not transposed"
+    bias = constant(input_of(node, 2))
+    if bias is not None and bias.ndim == 2 and bias.shape[0] != 1:
+        return "its bias differs from row to row"
+    return Role.ANCHOR
+
+
+def _matmul(node: ir.Node) -> Role | str:
+    arrays = [constant(value) for value in node.inputs]
+    if all(array is not None for array in arrays):
+        return "both of its operands are constant; fold constants first"
+    return Role.ANCHOR if _finite(arrays) else "its weights are not finite"
+
+
+def _elementwise(node: ir.Node) -> Role | str:
+    arrays = [constant(value) for value in node.inputs]
+    if all(array is not None for array in arrays):
+        return "its operands are constant; fold constants first"
+    return Role.ARITHMETIC if _finite(arrays) else "a constant operand is not finite"
+
+
+def _mul(node: ir.Node) -> Role | str:
+    return Role.RESCALE if rescale(node) else _elementwise(node)
+
+
+def _div(node: ir.Node) -> Role | str:
+    return Role.RESCALE if rescale(node) else "ONNX Runtime's CPU provider has no integer kernel for Div"
+
+
+def _pool(node: ir.Node) -> Role | str:
+    if any(d != 1 for d in attribute(node, "dilations", ())):
+        return "ONNX Runtime's integer AveragePool has no dilations"
+    return Role.ARITHMETIC
+
+
+def _clamp(node: ir.Node) -> Role | str:
+    return Role.CARRIER if clamp_bounds(node) else "its bounds are computed, not constant"
+
+
+def _max_pool(node: ir.Node) -> Role | str:
+    return "its indices are used" if len([v for v in node.outputs if v.name]) > 1 else Role.CARRIER
+
+
+def _pad(node: ir.Node) -> Role | str:
+    fill = constant(input_of(node, 2))
+    known = input_of(node, 2) is None or (fill is not None and fill.size == 1 and not fill.any())
+    if attribute(node, "mode", "constant") == "constant" and not known:
+        return "it pads with something other than zero"
+    return Role.CARRIER
+
+
+def _resize(node: ir.Node) -> Role | str:
+    crops = attribute(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize"
+    if attribute(node, "mode", "nearest") != "nearest" or crops:
+        return "ONNX Runtime's integer Resize interpolates by truncation, slower than the float one"
+    return Role.CARRIER
+
+
+def _dropout(node: ir.Node) -> Role | str:
+    training = constant(input_of(node, 2))
+    off = input_of(node, 2) is None or (training is not None and not training.any())
+    return Role.CARRIER if off and len([v for v in node.outputs if v.name]) == 1 else "it may drop elements"
+
+
+def _finite(arrays: list[np.ndarray | None]) -> bool:
+    return all(array is None or bool(np.isfinite(array).all()) for array in arrays)
+
+
+def _arithmetic(node: ir.Node) -> Role | str:
+    del node
+    return Role.ARITHMETIC
+
+
+def _carrier(node: ir.Node) -> Role | str:
+    return Role.CARRIER if constant(node.inputs[0]) is None else "its data are constant"
+
+
+_RULES: dict[str, Callable[[ir.Node], Role | str]] = {
+    "Conv": _conv,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "Add": _elementwise,
+    "Mul": _mul,
+    "Div": _div,
+    "Concat": _elementwise,
+    "AveragePool": _pool,
+    "GlobalAveragePool": _arithmetic,
+    "LeakyRelu": _arithmetic,
+    "Sigmoid": _arithmetic,
+    "Relu": _clamp,
+    "Clip": _clamp,
+    "MaxPool": _max_pool,
+    "Pad": _pad,
+    "Resize": _resize,
+    "Dropout": _dropout,
+    **dict.fromkeys(
+        (
+            "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "ReduceMax", "Reshape", "Slice",
+            "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+        ),
+        _carrier,
+    ),
+}  # fmt: skip

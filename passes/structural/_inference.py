@@ -1,0 +1,96 @@
+"""Types and shapes that follow from the operators and the graph inputs alone, whatever the file declares."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import onnx_ir as ir
+from graphopt.passes.structural import _graphs
+from onnx_ir.passes.common import ShapeInferencePass
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What inference proves about a value.
+
+    Attributes:
+        type: its type, or None.
+        shape: sizes, or names of dynamic axes of graph inputs, or unknown (nameless) axes; None without rank.
+    """
+
+    type: ir.TypeProtocol | None
+    shape: ir.Shape | None
+
+    def dims(self) -> tuple[int | str | None, ...] | None:
+        """Return the shape as plain values."""
+        return dims(self.shape)
+
+    def contradicts(self, declared: ir.Shape | None) -> bool:
+        """Tell whether a declared shape cannot be true, or only for one size of a dynamic axis."""
+        proven, told = self.dims(), dims(declared)
+        if proven is None or told is None:
+            return False
+        if len(proven) != len(told):
+            return True
+        return any(p is not None and isinstance(t, int) and p != t for p, t in zip(proven, told, strict=True))
+
+    def refines(self, declared: ir.Shape | None) -> ir.Shape | None:
+        """Return the declared shape with every axis that is proven put in its place."""
+        if self.shape is None:
+            return declared
+        if declared is None or len(declared) != len(self.shape):
+            return ir.Shape(self.shape)
+        pairs = zip(self.dims() or (), self.shape, declared, strict=True)
+        return ir.Shape([told if plain is None else proven for plain, proven, told in pairs])
+
+
+def dims(shape: ir.Shape | None) -> tuple[int | str | None, ...] | None:
+    """Return a shape as plain values: sizes, names of dynamic axes, None for nameless ones."""
+    return None if shape is None else tuple(d if isinstance(d, int) else d.value for d in shape)
+
+
+def infer(model: ir.Model) -> dict[ir.Value, Known]:
+    """Return what is certain about graph inputs and initializers, and what ONNX shape inference proves from it.
+
+    Inference, with data propagation, runs on a copy without weights and without the declarations of inner
+    values, which may be stale (a traced batch size). The names that it invents for unknown axes are dropped,
+    because they could collide with names in the file. Functions' bodies are generic, hence absent. When
+    inference fails as a whole, inputs and initializers are all that is known.
+    """
+    known = {value: Known(value.type, value.shape) for value in model.graph.inputs}
+    for graph in _graphs.scopes(model):
+        for value in graph.initializers.values():
+            if value.const_value is not None and not value.is_graph_input():
+                tensor = value.const_value
+                known[value] = Known(ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy()))
+    names = {dim for value in model.graph.inputs for dim in dims(value.shape) or () if isinstance(dim, str)}
+    try:
+        blank = _without_declarations(model)
+        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(blank)
+    except (RuntimeError, ValueError, TypeError, KeyError):  # unsorted, over 2 GiB of constants, malformed
+        return known
+    for node, twin in zip(model.graph.all_nodes(), blank.graph.all_nodes(), strict=True):
+        for value, inferred in zip(node.outputs, twin.outputs, strict=True):
+            untyped = inferred.dtype in (None, ir.DataType.UNDEFINED)
+            known[value] = Known(None if untyped else inferred.type, _proven(inferred.shape, names))
+    return known
+
+
+def _without_declarations(model: ir.Model) -> ir.Model:
+    blank = model.clone()
+    for graph in blank.graphs():
+        for value in graph.inputs:
+            value.type = copy.deepcopy(value.type)  # a clone shares it, and inference writes into it
+            if graph is not blank.graph:
+                value.shape = None
+        for node in graph:
+            for value in node.outputs:
+                value.type = value.shape = None
+    return blank
+
+
+def _proven(shape: ir.Shape | None, names: set[str]) -> ir.Shape | None:
+    if shape is None:
+        return None
+    return ir.Shape([d if isinstance(d, int) or d.value in names else None for d in shape])

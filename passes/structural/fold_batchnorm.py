@@ -1,0 +1,258 @@
+"""Fold BatchNormalization into the convolution or matrix product before it
+
+In inference, with s = scale / sqrt(variance + epsilon) per channel,
+
+    BatchNormalization(y) = s * y + (bias - s * mean)
+
+For y = L(x; W) + b with L linear in W, that is L(x; s * W) + (s * (b - mean) + bias), where s multiplies W along
+the axis that makes the output's channels:
+
+* Conv: axis 0. ConvTranspose: axis 1, where group g of the input channels makes the channels of group g.
+* Gemm, y = alpha * A' B' + beta * C: the columns of B'. The new C is s * (beta * C - mean) + bias, and beta is 1.
+* MatMul with constant right operand: its last axis if the product is a matrix, since BatchNormalization's channels
+  are axis 1; for products of rank 4 and more, the operand's batch axis that lines up with axis 1. The constant
+  becomes an Add, or goes into the Add that is already there.
+
+Everything is computed in double precision and rounded once to the type of the weights. Weights that other nodes
+use too are copied rather than changed. Unlike onnxscript's rule this covers MatMul, weights in use elsewhere, a
+bias that is left out by an empty name, and weights in Constant nodes.
+
+Specification: ONNX operators BatchNormalization, Conv, ConvTranspose, Gemm, MatMul. Algebra: Jacob et al.,
+"Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018, 3.2.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from graphopt.passes.structural import _graphs, _inference
+from onnxscript.rewriter import MatchContext
+
+from graphopt.passbase import FACT_PREFIX, Rewrite
+
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
+_FIRST_OPSET = 7
+"""Below it, BatchNormalization and Gemm have other attributes, and ONNX Runtime does not run them."""
+_PLAN = "fold-batchnorm plan"
+_LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_PARAMETERS = ("scale", "bias", "mean", "variance")
+
+
+@dataclass(frozen=True)
+class FoldBatchnorm(Rewrite):
+    """Fold BatchNormalization into Conv, ConvTranspose, Gemm or MatMul."""
+
+    def patterns(self) -> Sequence[Callable[..., Any]]:
+        """Return one pattern, any BatchNormalization: the check looks at what is before it, to say what is wrong."""
+        return [lambda op, x: op.BatchNormalization(x, _allow_other_inputs=True, _outputs=["y"])]
+
+    def check(self, context: MatchContext, **bindings: Any) -> str | None:
+        """Say why this one cannot be folded, or plan how it is."""
+        if isinstance(context.graph_or_function, ir.Function):
+            return "it is inside a function, which cannot hold initializers"
+        try:
+            context.root.meta[_PLAN] = _plan(context.root, context.model)
+        except _Refused as reason:
+            return str(reason)
+        return None
+
+    def rewrite(self, op: Any, **bindings: Any) -> ir.Value:
+        """Change the constants of the nodes before it, and return what they compute now."""
+        normalized: ir.Value = bindings["y"]
+        node = normalized.producer()
+        assert node is not None
+        plan: _Plan = node.meta[_PLAN]
+        for change in plan.changes:
+            _set_constant(op, *change)
+        result = plan.last.outputs[0]
+        for key in [key for key in result.metadata_props if key.startswith(FACT_PREFIX)]:
+            del result.metadata_props[key]  # facts about the numbers before normalization
+        if plan.addend is not None:
+            addend = op.initializer(ir.tensor(plan.addend), _free_name(plan.last, f"{result.name}_bias"))
+            result = op.Add(result, addend)
+        for key, fact in normalized.metadata_props.items():
+            if key.startswith(FACT_PREFIX):
+                result.metadata_props[key] = fact
+        for index, parameter in enumerate(node.inputs[1:], 1):
+            node.replace_input_with(index, None)
+            if parameter is not None:
+                _graphs.discard(parameter)
+        return result
+
+
+class _Refused(Exception):
+    """This BatchNormalization must stay; the message says why."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What to change.
+
+    Attributes:
+        last: the node whose output becomes the normalized one, but for `addend`.
+        changes: (node, index of an input, its new constant).
+        addend: what remains to be added.
+    """
+
+    last: ir.Node
+    changes: tuple[tuple[ir.Node, int, np.ndarray], ...]
+    addend: np.ndarray | None = None
+
+
+def _plan(node: ir.Node, model: ir.Model) -> _Plan:
+    scale, shift, mean = _affine(node, model.opset_imports.get("", 0))
+    last = _only_source(node.inputs[0], node)
+    addition, linear = (last, _added(last)) if _graphs.is_op(last, "Add") else (None, last)
+    if not _graphs.is_op(linear, *_LINEAR):
+        raise _Refused(f"it follows {linear.op_type}, not {', '.join(_LINEAR)}")
+    weights = _weights(linear)
+    dtype = weights.dtype
+    rank = _rank(node, model) if linear.op_type == "MatMul" else 2 if linear.op_type == "Gemm" else weights.ndim
+    channels = (-1,) + (1,) * (rank - 2)
+    changes = [(linear, 1, _rounded(_double(weights) * _spread(scale, linear, weights.shape, rank), dtype))]
+    own = _own_constant(linear)
+    if addition is not None:
+        index = 1 if _graphs.constant(addition.inputs[1]) is not None else 0
+        addend = _double(_array(addition.inputs[index], "addend"))
+        folded = scale.reshape(channels) * (addend - mean.reshape(channels)) + shift.reshape(channels)
+        if addend.ndim > rank or folded.size > max(addend.size, scale.size):
+            raise _Refused("it follows an Add of a constant that is not one number per channel")
+        changes.append((addition, index, _rounded(folded, dtype)))
+        if own is not None:
+            changes.append((linear, 2, _rounded(scale * own, dtype)))
+        return _Plan(addition, tuple(changes))
+    if linear.op_type == "MatMul":
+        addend = (shift - scale * mean).reshape(channels)
+        return _Plan(linear, tuple(changes), _rounded(addend, dtype))
+    if linear.op_type == "Gemm" and own is not None:
+        own = own * linear.attributes.get_float("beta", 1.0)
+    changes.append((linear, 2, _rounded(scale * ((0 if own is None else own) - mean) + shift, dtype)))
+    return _Plan(linear, tuple(changes))
+
+
+def _affine(node: ir.Node, opset: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what the node computes per channel as (scale, shift, mean): scale * (x - mean) + shift."""
+    if opset < _FIRST_OPSET:
+        raise _Refused(f"opset {opset} is below {_FIRST_OPSET}")
+    if _graphs.has_parameters(node):
+        raise _Refused("the caller of its function sets some of its attributes")
+    if node.attributes.get_int("training_mode", 0) or any(value.name for value in node.outputs[1:]):
+        raise _Refused("it runs in training mode")
+    if not node.attributes.get_int("spatial", 1):
+        raise _Refused("it has statistics per element (spatial=0), not per channel")
+    gamma, beta, mean, variance = (
+        _double(_array(value, name)) for value, name in zip(node.inputs[1:], _PARAMETERS, strict=True)
+    )
+    scale = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+    return scale, beta, mean
+
+
+def _only_source(value: ir.Value | None, user: ir.Node) -> ir.Node:
+    """Return the node that computes a value for `user` alone."""
+    source = value.producer() if value is not None else None
+    if value is None or source is None or source.graph is not user.graph:
+        raise _Refused("nothing in its graph computes its input")
+    if value.is_graph_output():
+        raise _Refused(f"'{value.name}' before it is a graph output")
+    others = [node for node in value.consumers() if node is not user]
+    if others:
+        raise _Refused(f"{_graphs.label(others[0])} uses '{value.name}' before it")
+    return source
+
+
+def _added(addition: ir.Node) -> ir.Node:
+    """Return the node to whose output an Add adds a constant."""
+    terms = [value for value in addition.inputs if _graphs.constant(value) is None]
+    if len(terms) != 1:
+        raise _Refused("it follows an Add of two values that vary")
+    return _only_source(terms[0], addition)
+
+
+def _weights(linear: ir.Node) -> np.ndarray:
+    weights = _array(linear.inputs[1], "weight", f" of {linear.op_type} before it")
+    if ir.DataType.from_numpy(weights.dtype) not in _FLOATS:
+        raise _Refused(f"the weight of {linear.op_type} before it is {weights.dtype}")
+    return weights
+
+
+def _own_constant(linear: ir.Node) -> np.ndarray | None:
+    """Return the bias of a convolution or the C of a Gemm."""
+    if len(linear.inputs) < 3 or linear.inputs[2] is None:
+        return None
+    return _double(_array(linear.inputs[2], "bias", f" of {linear.op_type} before it"))
+
+
+def _spread(scale: np.ndarray, linear: ir.Node, shape: tuple[int, ...], rank: int) -> np.ndarray:
+    """Return the scale in a shape that multiplies the weights channel by channel."""
+    if linear.op_type == "ConvTranspose":
+        groups = linear.attributes.get_int("group", 1)
+        if shape[1] * groups != scale.size or shape[0] % groups:
+            raise _Refused(f"ConvTranspose before it has {shape[1] * groups} channels, not {scale.size}")
+        per_input = np.repeat(scale.reshape(groups, -1), shape[0] // groups, axis=0)
+        return per_input.reshape(*shape[:2], *(1,) * (len(shape) - 2))
+    if linear.op_type == "Conv":
+        axis = 0
+    elif linear.op_type == "Gemm":
+        axis = 0 if linear.attributes.get_int("transB", 0) else 1
+    else:
+        axis = len(shape) - (rank - 1)
+        if len(shape) < 2 or rank == 3 or axis < 0:
+            raise _Refused(f"the channels of the rank {rank} MatMul before it do not lie in its constant operand")
+    if shape[axis] != scale.size:
+        raise _Refused(f"{linear.op_type} before it has {shape[axis]} channels, not {scale.size}")
+    return scale.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+
+
+def _rank(node: ir.Node, model: ir.Model) -> int:
+    value = node.inputs[0]
+    assert value is not None
+    known = _inference.infer(model).get(value)
+    dims = (known.dims() if known else None) or _inference.dims(value.shape)
+    if dims is None:
+        raise _Refused("the rank of MatMul before it is unknown, so its channel axis is too; run infer-shapes first")
+    return len(dims)
+
+
+def _array(value: ir.Value | None, name: str, whose: str = "") -> np.ndarray:
+    tensor = _graphs.constant(value)
+    if tensor is None:
+        overridable = value is not None and value.is_initializer()
+        raise _Refused(
+            f"callers may override the {name}{whose}" if overridable else f"the {name}{whose} is not constant"
+        )
+    return tensor.numpy()
+
+
+def _double(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float64)
+
+
+def _rounded(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        rounded = array.astype(dtype)
+    if not np.isfinite(rounded).all():
+        raise _Refused(f"a folded constant is too large for {dtype} or not a number")
+    return rounded
+
+
+def _set_constant(op: Any, node: ir.Node, index: int, array: np.ndarray) -> None:
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    old = node.inputs[index]
+    if old is not None and old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_output():
+        old.const_value = ir.tensor(array, name=old.name)
+        old.type, old.shape = ir.TensorType(old.const_value.dtype), ir.Shape(array.shape)
+        return
+    name = old.name if old is not None else f"{node.inputs[1].name}_bias"
+    node.replace_input_with(index, op.initializer(ir.tensor(array), _free_name(node, f"{name}_folded")))
+
+
+def _free_name(node: ir.Node, name: str) -> str:
+    """Return a name that no initializer of the node's graph has; the rewriter sees to other clashes."""
+    assert node.graph is not None
+    return _graphs.fresh(name, Counter(node.graph.initializers))

@@ -1,0 +1,350 @@
+"""Compute once, now, what depends on constants alone
+
+A node whose inputs are all constant is evaluated with ONNX's reference evaluator and becomes an initializer, as do
+Constant nodes. So does the shape of a value as far as it follows from the graph inputs: axes of fixed size are
+known even where the batch is dynamic, and stay known through Gather, Slice, Concat and the like. An If with a
+constant condition becomes its branch.
+
+What is left alone, with the reason: QuantizeLinear and its relatives, which tell a runtime to compute in
+integers; 4-bit weights that are unpacked, which would double in size; random operators; what the evaluator cannot
+do, or does with another type or shape than ONNX infers; and whatever would make the model larger than
+`max_growth` allows. Initializers that callers may override are not constants.
+
+onnxscript's FoldConstantsPass is not used: it folds overridable initializers, Bernoulli and attributes that refer
+to function parameters, ignores the operator sets of functions, limits elements rather than bytes, and stops at the
+first operator that raises.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from graphopt.passes.structural import _graphs, _inference
+from onnx.reference import ReferenceEvaluator
+
+from graphopt import io
+from graphopt.passbase import FACT_PREFIX, Pass, Result, param
+
+_QUANTIZATION = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
+_RANDOM = frozenset(
+    {
+        "Bernoulli",
+        "Dropout",
+        "Multinomial",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+    }
+)
+_MOVERS = frozenset({"Concat", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze"})
+"""Operators that move integers about without looking at them, so they can carry marks for unknown sizes."""
+_UNKNOWN = np.int64(-(2**62))
+"""The mark for a size that is not known."""
+_SMALL = 1024
+"""Constants of at most this many elements are shown to shape inference."""
+_IR_VERSION = 4
+"""First IR version in which an initializer need not be a graph input."""
+
+
+class _Refused(Exception):
+    """A node must stay; the message says why."""
+
+
+@dataclass(frozen=True)
+class FoldConstants(Pass):
+    """Evaluate what does not depend on the inputs."""
+
+    max_growth: int = param(8192, "bytes by which folding may enlarge the model's tensors in all")
+
+    def call(self, model: ir.Model) -> Result:
+        """Fold in place; the report counts nodes folded, Constant nodes lifted, branches taken, and bytes added."""
+        folder = _Folder(model, self.max_growth)
+        folder.lift()
+        while folder.fold() or folder.take_branch():
+            pass
+        if folder.registered:
+            model.ir_version = max(model.ir_version, _IR_VERSION)
+        return Result(model, any(folder.count.values()), {**folder.count, "bytes": folder.growth}, folder.rows())
+
+
+class _Folder:
+    def __init__(self, model: ir.Model, max_growth: int) -> None:
+        self.count = {"folded": 0, "lifted": 0, "branches": 0}
+        self.growth = 0
+        self.registered = False
+        self._model, self._max_growth = model, max_growth
+        self._bodies = {function.graph for function in model.functions.values()}
+        self._names = _graphs.names(model)
+        self._refused: dict[ir.Node, str] = {}
+        self._partial: dict[ir.Value, np.ndarray] = {}
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return why nodes with constant inputs stay."""
+        present = set(io.nodes(self._model))
+        return [(_graphs.label(node), reason) for node, reason in self._refused.items() if node in present]
+
+    def lift(self) -> None:
+        """Turn Constant nodes into initializers, except those that compute a graph output."""
+        for graph in _graphs.scopes(self._model):
+            for node in () if graph in self._bodies else list(graph):
+                tensor = _graphs.constant(node.outputs[0]) if _graphs.is_op(node, "Constant") else None
+                if tensor is not None and not node.outputs[0].is_graph_output():
+                    self._bind(node.outputs[0], tensor)
+                    graph.remove(node, safe=True)
+                    self.count["lifted"] += 1
+
+    def fold(self) -> bool:
+        """Fold every node that can be; return whether there was one."""
+        before = self.count["folded"]
+        self._shapes = _inference.infer(self._model)
+        self._partial.clear()
+        opset = self._model.opset_imports.get("")
+        for owner in _graphs.roots(self._model):
+            if owner.opset_imports.get("", opset) != opset:
+                continue  # invalid: what the operators mean depends on who runs the model
+            for node in list(owner.all_nodes()):
+                if node.graph is not None:
+                    self._visit(node, owner.opset_imports)
+        return self.count["folded"] > before
+
+    def take_branch(self) -> bool:
+        """Replace one If whose condition is constant by its branch; return whether there was one."""
+        for node in self._model.graph.all_nodes():
+            condition = _graphs.array(node.inputs[0]) if _graphs.is_op(node, "If") and node.inputs else None
+            if condition is None or condition.size != 1:
+                continue
+            branch = _graphs.attribute(node, "then_branch" if condition.item() else "else_branch")
+            if branch is not None:
+                self._inline(node, branch.as_graph())
+                self.count["branches"] += 1
+                return True
+        return False
+
+    def _visit(self, node: ir.Node, opsets: dict[str, int]) -> None:
+        if not node.inputs or _graphs.is_op(node, "Constant") or any(_graphs.subgraphs(node)):
+            return
+        try:
+            results = self._size(node) or self._results(node, opsets)
+            if results is not None:
+                self._replace(node, results)
+                self.count["folded"] += 1
+        except _Refused as reason:
+            self._refused[node] = str(reason)
+
+    def _size(self, node: ir.Node) -> list[np.ndarray | None] | None:
+        """Evaluate Shape and Size from a proven shape; remember a shape known in part."""
+        if not _graphs.is_op(node, "Shape", "Size") or _graphs.has_parameters(node) or node.inputs[0] is None:
+            return None
+        known = self._shapes.get(node.inputs[0])
+        dims = known.dims() if known else None
+        if dims is None:
+            return None
+        if node.op_type == "Size":
+            sizes = [d for d in dims if isinstance(d, int)]
+            return [np.asarray(math.prod(sizes), np.int64)] if len(sizes) == len(dims) else None
+        chosen = dims[node.attributes.get_int("start", 0) : node.attributes.get_int("end", None)]
+        return self._complete(node, [np.asarray([d if isinstance(d, int) else _UNKNOWN for d in chosen], np.int64)])
+
+    def _results(self, node: ir.Node, opsets: dict[str, int]) -> list[np.ndarray | None] | None:
+        """Evaluate a node whose inputs are known; None if they are not, or if the result is known in part."""
+        marked = {
+            value
+            for i, value in enumerate(node.inputs)
+            if value in self._partial and (i == 0 or node.op_type == "Concat")
+        }
+        others = [value for value in node.inputs if value is not None and value not in marked]
+        tensors = {value: _graphs.constant(value) for value in others}
+        if any(tensor is None for tensor in tensors.values()):
+            return None
+        if marked:
+            if not _graphs.is_op(node, *_MOVERS):
+                return None
+            tensors |= {value: ir.tensor(self._partial[value]) for value in marked}
+        _check_foldable(node, list(tensors.values()), self._model.functions)
+        call = _Call(node, tensors, opsets)
+        self._check_growth(node, call.nbytes)
+        results = call.run()
+        return self._complete(node, results) if marked else results
+
+    def _complete(self, node: ir.Node, results: list[np.ndarray | None]) -> list[np.ndarray | None] | None:
+        if not any((result == _UNKNOWN).any() for result in results if result is not None):
+            return results
+        for value, result in zip(node.outputs, results, strict=True):
+            if result is not None and result.dtype == np.int64:
+                self._partial[value] = result
+        return None
+
+    def _check_growth(self, node: ir.Node, nbytes: int | None) -> int:
+        freed = {value for value in node.inputs if value is not None and value.consumers() == (node,)}
+        tensors = [_graphs.constant(value) for value in freed if not value.is_graph_output()]
+        growth = (nbytes or 0) - sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        if growth > 0 and self.growth + growth > self._max_growth:
+            left = max(0, self._max_growth - self.growth)
+            raise _Refused(f"folding it would enlarge the model by {growth} bytes, and {left} are left of max_growth")
+        return growth
+
+    def _replace(self, node: ir.Node, results: Sequence[np.ndarray | None]) -> None:
+        self.growth += self._check_growth(node, sum(result.nbytes for result in results if result is not None))
+        for value, result in zip(node.outputs, results, strict=True):
+            if result is not None:
+                self._bind(value, ir.tensor(result))
+        inputs = {value for value in node.inputs if value is not None}
+        assert node.graph is not None
+        node.graph.remove(node, safe=True)
+        for value in inputs:
+            _graphs.discard(value)
+
+    def _bind(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:
+        """Let a constant take the place of a node output: an initializer wherever one may stand."""
+        node = value.producer()
+        assert node is not None
+        assert node.graph is not None
+        if node.graph in self._bodies or value.is_graph_output():
+            made = ir.node("Constant", [], {"value": tensor})
+            replacement = made.outputs[0]
+            replacement.name, replacement.type, replacement.shape = value.name, value.type, value.shape
+            node.graph.insert_before(node, made)
+        else:
+            replacement = ir.Value(
+                name=value.name,
+                type=ir.TensorType(tensor.dtype),
+                shape=ir.Shape(tensor.shape.numpy()),
+                const_value=tensor,
+            )
+            node.graph.register_initializer(replacement)
+            self.registered = True
+        facts = {key: fact for key, fact in value.metadata_props.items() if key.startswith(FACT_PREFIX)}
+        replacement.metadata_props.update(facts)
+        value.replace_all_uses_with(replacement, replace_graph_outputs=True)
+
+    def _inline(self, node: ir.Node, taken: ir.Graph) -> None:
+        graph = node.graph
+        assert graph is not None
+        for other in set(_graphs.subgraphs(node)) - {taken}:
+            for inner in other:
+                _graphs.detach(inner)
+        for value in list(_graphs.definitions(taken)):
+            if self._names[value.name or ""] > 1:
+                value.name = _graphs.fresh(value.name or "", self._names)
+        for value in list(taken.initializers.values()):
+            del taken.initializers[value.name or ""]
+            graph.register_initializer(value)
+        outputs, nodes = list(taken.outputs), list(taken)
+        taken.outputs.clear()
+        taken.remove(nodes)
+        node_names = Counter(other.name or "" for other in graph)
+        for inner in nodes:
+            inner.name = _graphs.fresh(inner.name or "", node_names) if inner.name else inner.name
+        graph.insert_before(node, nodes)
+        for value, source in zip(node.outputs, outputs, strict=True):
+            if _graphs.redirect(value, source, self._names):
+                _graphs.compute_by_identity(value, source)
+        condition = node.inputs[0]
+        graph.remove(node, safe=True)
+        if condition is not None:
+            _graphs.discard(condition)
+
+
+def _check_foldable(
+    node: ir.Node, tensors: Sequence[ir.TensorProtocol | None], functions: dict[ir.OperatorIdentifier, ir.Function]
+) -> None:
+    if node.op_type in _QUANTIZATION:
+        raise _Refused("it tells the runtime to compute in integers")
+    if node.op_type in _RANDOM:
+        raise _Refused("it draws random numbers")
+    if _graphs.has_parameters(node):
+        raise _Refused("the caller of its function sets some of its attributes")
+    if node.domain not in ("", "ai.onnx.ml") or node.op_identifier() in functions:
+        raise _Refused(f"operators of domain '{node.domain}' cannot be evaluated here")
+    if any(tensor is not None and tensor.dtype == ir.DataType.STRING for tensor in tensors):
+        raise _Refused("text is not folded")
+    if any(tensor is not None and tensor.dtype.bitwidth < 8 for tensor in tensors):
+        raise _Refused("it reads weights packed below 8 bits, which would grow")
+
+
+class _Call:
+    """A node with constant inputs, as a model of its own."""
+
+    def __init__(
+        self, node: ir.Node, tensors: dict[ir.Value, ir.TensorProtocol | None], opsets: dict[str, int]
+    ) -> None:
+        """Build the model and infer what it will return.
+
+        Raises:
+            _Refused: ONNX does not know what it returns.
+        """
+        self._feeds: dict[str, np.ndarray] = {}
+        inputs, initializers = [], []
+        proto = ir.to_proto(node)
+        for index, value in enumerate(node.inputs):
+            tensor = None if value is None else tensors[value]
+            if tensor is None:
+                continue
+            name = proto.input[index] = f"input{index}"
+            if tensor.size <= _SMALL:
+                initializers.append(ir.to_proto(tensor))
+                initializers[-1].name = name
+            else:
+                inputs.append(onnx.helper.make_tensor_value_info(name, tensor.dtype.value, tensor.shape.numpy()))
+                self._feeds[name] = tensor.numpy()
+        for index, name in enumerate(proto.output):
+            proto.output[index] = name and f"output{index}"
+        outputs = [onnx.ValueInfoProto(name=name) for name in proto.output if name]
+        self._model = onnx.helper.make_model(
+            onnx.helper.make_graph([proto], "node", inputs, outputs, initializers),
+            opset_imports=[onnx.helper.make_opsetid(node.domain, opsets.get(node.domain, 1))],
+        )
+        try:
+            inferred = onnx.shape_inference.infer_shapes(self._model, data_prop=True)
+        except RuntimeError as error:
+            raise _Refused(f"ONNX cannot infer what it returns: {_first_line(error)}") from None
+        types = {output.name: output.type.tensor_type for output in inferred.graph.output}
+        self._types = [types.get(name) for name in proto.output]
+        if any(type_ is not None and not type_.elem_type for type_ in self._types):
+            raise _Refused("ONNX cannot infer that it returns a tensor")
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the results as far as shapes tell, in bytes."""
+        total = 0.0
+        for type_ in filter(None, self._types):
+            if type_.HasField("shape") and all(dim.HasField("dim_value") for dim in type_.shape.dim):
+                total += ir.DataType(type_.elem_type).itemsize * math.prod(dim.dim_value for dim in type_.shape.dim)
+        return int(total)
+
+    def run(self) -> list[np.ndarray | None]:
+        """Evaluate, and return one array per output of the node, None for one that is left out.
+
+        Raises:
+            _Refused: the evaluator fails, or contradicts shape inference.
+        """
+        try:
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("ignore")
+                results = iter(ReferenceEvaluator(self._model).run(None, self._feeds))
+        except Exception as error:  # its operators are plain numpy code and raise whatever numpy raises
+            raise _Refused(f"the reference evaluator cannot compute it: {_first_line(error)}") from None
+        return [None if type_ is None else _checked(next(results), type_) for type_ in self._types]
+
+
+def _checked(result: object, expected: onnx.TypeProto.Tensor) -> np.ndarray:
+    array = np.asarray(result)
+    if array.dtype != ir.DataType(expected.elem_type).numpy():
+        raise _Refused(f"the reference evaluator returns {array.dtype} for {ir.DataType(expected.elem_type).name}")
+    dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in expected.shape.dim]
+    fits = len(dims) == array.ndim and all(d in (None, size) for d, size in zip(dims, array.shape, strict=True))
+    if expected.HasField("shape") and not fits:
+        raise _Refused(f"the reference evaluator returns shape {list(array.shape)}, ONNX infers {dims}")
+    return array
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
