@@ -75,8 +75,8 @@ def apply(
     start = time.perf_counter()
     place = find_target(target) if isinstance(target, str) else target
     chosen = [p if isinstance(p, Pass) else spec.from_entry(p) for p in passes]
-    io.check_writable(output, model)
     loaded = io.load(model)
+    io.check_writable(output, loaded.meta[io.FILES])
     opened = begin(loaded, place, chosen, str(model))
     source = open_data(data) if data is not None else None
     pipeline = Pipeline(opened, place, feeds_for(opened, source, seed, str(model)))

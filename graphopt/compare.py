@@ -13,6 +13,9 @@ from graphopt import runtime
 from graphopt.runtime import Arrays
 from graphopt.target import Target
 
+_DWARFS = 1e4
+"""An element this many times the median is a fill value, not a result."""
+
 _GROUP = 64
 """Inner values tapped in one run when looking for a divergence; bounds memory."""
 
@@ -21,8 +24,9 @@ def same(reference: np.ndarray, candidate: np.ndarray, rtol: float) -> bool:
     """Tell whether two arrays hold the same numbers.
 
     Floating-point elements may differ by `rtol` times (their magnitude + the root mean square of the
-    finite reference elements); 16-bit and narrower types by at least 8 of their machine epsilons. NaN
-    and infinities must stand in the same places. Everything else must be equal.
+    reference); 16-bit and narrower types by at least 8 of their machine epsilons. Elements that dwarf the
+    others, such as the lowest finite number in an attention mask, do not count for the mean. NaN and
+    infinities must stand in the same places. Everything else must be equal.
     """
     return mismatch(reference, candidate, rtol) is None
 
@@ -41,15 +45,23 @@ def mismatch(reference: np.ndarray, candidate: np.ndarray, rtol: float) -> str |
     finite = np.isfinite(a)
     if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(b[finite]).all():
         return "NaN or infinity in other places"
-    a, b = np.abs(a[finite]), np.abs(b[finite] - a[finite])
-    if not a.size:
-        return None
-    scale = float(np.max(a))
-    allowed = rtol * (a + scale * math.sqrt(float(np.mean(np.square(a / (scale or 1.0))))))
-    if bool(np.all(b <= allowed)):
+    with np.errstate(over="ignore"):
+        a, b = np.abs(a[finite]), np.abs(b[finite] - a[finite])
+        allowed = rtol * a + rtol * _scale(a)
+    if bool(np.all(b <= allowed)):  # of nothing, too
         return None
     worst = int(np.argmax(b - allowed))
     return f"largest error {b[worst]:.3g} where {allowed[worst]:.3g} is allowed"
+
+
+def _scale(magnitudes: np.ndarray) -> float:
+    """Return the root mean square of the magnitudes that are not 10,000 times above their non-zero median."""
+    nonzero = magnitudes[magnitudes > 0]
+    if not nonzero.size:
+        return 0.0
+    middle = float(np.median(nonzero))
+    usual = np.minimum(magnitudes / middle, _DWARFS)
+    return middle * math.sqrt(float(np.mean(np.square(usual[usual < _DWARFS]))))
 
 
 def first_mismatch(reference: Arrays, candidate: Arrays, rtol: float) -> str | None:

@@ -9,6 +9,7 @@ import importlib
 import os
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,8 @@ def resolve(reference: str) -> Callable[..., Any]:
         UserError: there is no such module or attribute.
     """
     module_name, _, attribute = reference.partition(":")
+    if not module_name or not attribute or module_name.startswith("."):
+        raise UserError(f"{reference}: is not of the form package.module:function")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
@@ -165,6 +168,8 @@ class NpzData(_Arrays):
         try:
             with zipfile.ZipFile(path) as archive:
                 for member in archive.namelist():
+                    if not member.endswith(".npy"):
+                        raise ValueError(f"it holds '{member}', which is not a .npy array")
                     with archive.open(member) as stream:
                         dtype, shape, _ = _header(stream)
                         arrays[member.removesuffix(".npy")] = _Array(dtype, shape)
@@ -193,6 +198,8 @@ class NpzData(_Arrays):
                             for key, (dtype, shape, _) in headers.items()
                         }
                     )
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise UserError(f"{self._path}: is damaged ({error}); write it again") from None
             finally:
                 for stream in streams.values():
                     stream.close()
@@ -213,11 +220,16 @@ class FactoryData(Data):
         """Yield the factory's batches as they come, cut at `limit`; `size` is the factory's own business."""
         del size
         seen = 0
-        for item in self._factory():
+        made = self._factory()
+        if not isinstance(made, Iterable):
+            raise UserError(f"{self.name}: must yield (inputs, target) with inputs a non-empty dict of arrays")
+        for item in made:
             try:
                 inputs, target = item
                 arrays = {name: np.asarray(array) for name, array in inputs.items()}
                 count = len(next(iter(arrays.values())))
+                target = None if target is None else np.asarray(target)
+                len(target if target is not None else ())
             except (TypeError, ValueError, AttributeError, StopIteration):
                 raise UserError(
                     f"{self.name}: must yield (inputs, target) with inputs a non-empty dict of arrays"
@@ -225,7 +237,7 @@ class FactoryData(Data):
             keep = count if limit is None else min(count, limit - seen)
             if keep <= 0:
                 return
-            yield {name: a[:keep] for name, a in arrays.items()}, None if target is None else np.asarray(target)[:keep]
+            yield {name: a[:keep] for name, a in arrays.items()}, None if target is None else target[:keep]
             seen += keep
 
     def check(self, inputs: Sequence[Port], *, labels: bool = False) -> None:
@@ -293,3 +305,20 @@ def batch_size(inputs: Sequence[Port], preferred: int = 64) -> int:
     """Return the batch size to feed: `preferred`, unless the model fixes its first axis."""
     fixed = {port.shape[0] for port in inputs if port.shape and isinstance(port.shape[0], int)}
     return fixed.pop() if len(fixed) == 1 else preferred
+
+
+def fitted_batches(
+    data: Data, inputs: Sequence[Port], preferred: int = 64, limit: int | None = None
+) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray | None, int]]:
+    """Yield batches that the model accepts: `(inputs, targets, samples)`.
+
+    Where the model fixes its first axis, a batch that is too small is filled up with its last sample; the
+    first `samples` entries are the real ones. Targets are not filled up.
+    """
+    size = batch_size(inputs, preferred)
+    fixed = batch_size(inputs, 0) != 0
+    for arrays, labels in data.batches(size, limit):
+        count = len(next(iter(arrays.values())))
+        if fixed and count < size:
+            arrays = {name: np.concatenate([a, np.repeat(a[-1:], size - count, axis=0)]) for name, a in arrays.items()}
+        yield arrays, labels, count

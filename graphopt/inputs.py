@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt import runtime
-from graphopt.data import Data, batch_size
+from graphopt.data import Data, batch_size, fitted_batches
 from graphopt.errors import UserError
 from graphopt.runtime import Arrays, ExecutionError, Port, Session
 
@@ -74,9 +74,10 @@ def of_batch(model: ir.Model, session: Session, batch: int, seed: int) -> dict[s
     if any(port.dtype is None for port in ports):
         raise UserError("the model has inputs that are not tensors, which cannot be generated")
     why: Exception | None = None
-    for kind, (_, other) in itertools.product(_KINDS, _SIZES):
+    ranks = _RANKS if any(port.shape is None for port in ports) else _RANKS[:1]
+    for kind, rank, (_, other) in itertools.product(_KINDS, ranks, _SIZES):
         rng = np.random.default_rng(seed)
-        shapes = _sized(ports, batch, other)
+        shapes = _sized(ports, batch, other, rank)
         feeds = {port.name: _fill(rng, port, shape, kind) for port, shape in zip(ports, shapes, strict=True)}
         try:
             session.run(feeds)
@@ -89,8 +90,7 @@ def of_batch(model: ir.Model, session: Session, batch: int, seed: int) -> dict[s
 
 def from_data(data: Data, ports: tuple[Port, ...], batches: int = 2) -> list[dict[str, np.ndarray]]:
     """Return a few input sets out of a data set, one of them a single sample where the model allows it."""
-    size = batch_size(ports, 8)
-    found = [feeds for feeds, _ in itertools.islice(data.batches(size), batches)]
+    found = [feeds for feeds, _, _ in itertools.islice(fitted_batches(data, ports, 8), batches)]
     if batch_size(ports, 0) == 0:
         found += [feeds for feeds, _ in data.batches(1, 1)]
     return found

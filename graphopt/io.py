@@ -11,12 +11,24 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import google.protobuf.json_format
 import google.protobuf.message
+import google.protobuf.text_format
 import onnx
+import onnx.parser
 import onnx_ir as ir
 
 from graphopt.errors import UserError
 from graphopt.redeclared import rename_redeclared
+
+_UNREADABLE = (
+    google.protobuf.message.DecodeError,
+    google.protobuf.json_format.ParseError,
+    google.protobuf.text_format.ParseError,
+    onnx.parser.ParseError,
+    ValueError,  # text that is not UTF-8 among others
+)
+"""What onnx raises for files that are no models, by their extension: binary, JSON, protobuf text, ONNX text."""
 
 PROTOBUF_LIMIT = 2**31 - 2**24
 """Models above this many bytes are written with external data: protobuf cannot exceed 2 GiB."""
@@ -48,7 +60,7 @@ def load(path: str | Path) -> ir.Model:
         raise UserError(f"{path}: no such file; check the path") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; check the path and its permissions") from None
-    except (google.protobuf.message.DecodeError, UnicodeDecodeError, ValueError):
+    except _UNREADABLE:
         raise UserError(f"{path}: not an ONNX model, or a truncated one; export or download it again") from None
     if not proto.HasField("graph") or not (proto.opset_import or proto.ir_version):
         raise UserError(f"{path}: not an ONNX model (it holds no graph); export or download it again")
@@ -82,8 +94,7 @@ def save(model: ir.Model, path: str | Path) -> int:
             draft.write_bytes(to_proto(model).SerializeToString(deterministic=True))
         files = sorted(folder.iterdir(), reverse=True)  # data before the model that points to it
         size = sum(file.stat().st_size for file in files)
-        for file in files:
-            os.replace(file, path.parent / file.name)
+        _install(files, path.parent)
     return size
 
 
@@ -96,20 +107,26 @@ def write_text(path: str | Path, text: str) -> None:
     path = Path(path)
     with _writing(path) as folder:
         (folder / path.name).write_text(text, encoding="utf-8")
-        os.replace(folder / path.name, path)
+        _install([folder / path.name], path.parent)
 
 
-def check_writable(path: str | Path, *inputs: str | Path) -> None:
+def check_writable(path: str | Path, inputs: Sequence[Path] = ()) -> None:
     """Refuse an output path before any work is done.
 
+    Args:
+        path: where a model is going to be written.
+        inputs: files that must not be overwritten, by the model or by its external data.
+
     Raises:
-        UserError: it is a folder, lies in a folder that is missing or not writable, or is one of `inputs`.
+        UserError: it is a folder, lies in a folder that is missing or not writable, or hits one of `inputs`.
     """
     path = Path(path)
+    targets = (path, path.with_name(f"{path.name}.data"))
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a file, such as {path / 'model.onnx'}")
-    if any(Path(source).exists() and path.exists() and path.samefile(source) for source in inputs):
-        raise UserError(f"{path}: is also the input; write to another file")
+    for target in targets:
+        if target.exists() and any(source.exists() and target.samefile(source) for source in inputs):
+            raise UserError(f"{target}: is also the input; write to another file")
     with _writing(path):
         pass
 
@@ -230,6 +247,23 @@ def _attach_external_data(model: ir.Model, path: Path) -> list[Path]:
         tensor.base_dir = folder
         files.add(file)
     return sorted(files)
+
+
+def _install(files: Sequence[Path], folder: Path) -> None:
+    """Move files into a folder, where they replace those of the same names: all of them or, on an error, none."""
+    replaced: list[tuple[Path, Path]] = []
+    try:
+        for file in files:
+            target = folder / file.name
+            if target.exists() and file is not files[-1]:
+                kept = file.with_name(f"{file.name}.kept")
+                os.link(target, kept)
+                replaced.append((kept, target))
+            os.replace(file, target)
+    except OSError:
+        for kept, target in replaced:
+            os.replace(kept, target)
+        raise
 
 
 @contextlib.contextmanager

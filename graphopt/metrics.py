@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from graphopt import compare, statistics
-from graphopt.data import Data, batch_size, resolve
+from graphopt.data import Data, fitted_batches, resolve
 from graphopt.errors import UsageError, UserError, did_you_mean
 from graphopt.runtime import Port, Session
 
@@ -115,16 +115,18 @@ def evaluate(
     if isinstance(metric, CustomMetric):
         return Score(float(metric.function(session.run, data)), None)
     parts = []
-    for feeds, labels in data.batches(batch_size(inputs)):
-        output = first_output(session.run(feeds))
+    for feeds, labels, count in fitted_batches(data, inputs):
+        output = _first_output(session.run(feeds), count)
         if metric.needs == "reference":
             assert reference is not None
-            truth = first_output(reference.run(feeds))
+            truth = _first_output(reference.run(feeds), count)
         elif labels is None:
             raise UserError(f"{data.name}: has no labels, which metric '{metric.name}' needs; choose --metric cosine")
         else:
             truth = labels
         parts.append(metric.rows(output, truth))
+    if not parts:
+        raise UserError(f"{data.name}: yields no batches")
     rows = np.concatenate(parts)
     return Score(metric.finish(rows), rows)
 
@@ -167,23 +169,33 @@ def budget(text: str, before: float) -> float:
     return value / 100 * abs(before) if text.endswith("%") else value
 
 
-def first_output(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return the output that metrics look at: the first."""
-    return next(iter(outputs.values()))
+def _first_output(outputs: Mapping[str, np.ndarray], samples: int) -> np.ndarray:
+    """Return the output that metrics look at, the first, of that many samples."""
+    name, array = next(iter(outputs.items()))
+    if array.ndim == 0 or len(array) < samples:
+        raise UserError(
+            f"the model's first output '{name}' has shape {list(array.shape)}, which does not count {samples} samples; "
+            "write a metric of your own: --metric package.module:function"
+        )
+    return array[:samples]
 
 
 def _classes(output: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return predicted classes of the shape of `labels`; class scores lie on axis 1."""
-    if output.ndim < 2 or (output.shape == labels.shape and output.dtype.kind in "iu"):
-        predicted = output
-    else:
-        predicted = np.argmax(output, axis=1)
-    if predicted.shape != labels.shape:
-        raise UserError(
-            f"labels have shape {list(labels.shape)}, but the model's first output has shape {list(output.shape)}, "
-            "which is not one score per class on axis 1; choose another metric or reshape the labels"
-        )
-    return predicted
+    """Return predicted classes of the shape of `labels`, from classes or from scores on axis 1."""
+    if output.shape == labels.shape and output.dtype.kind not in "fc":
+        return output
+    if output.ndim == labels.ndim + 1 and output.shape[1] > 1:
+        predicted = np.asarray(np.argmax(output, axis=1))
+        if predicted.shape == labels.shape:
+            return predicted
+    raise _misfit(output, labels)
+
+
+def _misfit(output: np.ndarray, labels: np.ndarray) -> UserError:
+    return UserError(
+        f"labels have shape {list(labels.shape)}, but the model's first output has shape {list(output.shape)}, "
+        "which is not one score per class on axis 1; choose another metric or reshape the labels"
+    )
 
 
 def _accuracy(output: np.ndarray, labels: np.ndarray) -> Rows:
@@ -192,9 +204,12 @@ def _accuracy(output: np.ndarray, labels: np.ndarray) -> Rows:
 
 
 def _top5(output: np.ndarray, labels: np.ndarray) -> Rows:
+    if output.ndim == labels.ndim:  # classes, without scores
+        raise _misfit(output, labels)
     _classes(output, labels)
     best = np.argsort(output, axis=1)[:, -5:]
-    return np.asarray((best == labels[:, None]).any(axis=1, keepdims=True), float)
+    right = (best == labels[:, None]).any(axis=1)
+    return np.asarray(right.reshape(len(labels), -1).mean(axis=1, keepdims=True))
 
 
 def _confusion(output: np.ndarray, labels: np.ndarray) -> Rows:
@@ -217,7 +232,7 @@ def _macro(kind: Literal["precision", "recall", "f1"]) -> Callable[[Rows], float
 
 
 def _squared_error(output: np.ndarray, labels: np.ndarray) -> Rows:
-    if output.size != labels.size:
+    if [d for d in output.shape if d != 1] != [d for d in labels.shape if d != 1]:
         raise UserError(
             f"labels have shape {list(labels.shape)}, but the model's first output has shape {list(output.shape)}"
         )
@@ -230,6 +245,12 @@ def _agreement(output: np.ndarray, reference: np.ndarray) -> Rows:
     return np.asarray(equal.reshape(len(output), -1).all(axis=1, keepdims=True), float)
 
 
+def _cosine(output: np.ndarray, reference: np.ndarray) -> Rows:
+    if output.dtype.kind in "OUS":
+        raise UserError("the model's first output holds text, which has no cosine; choose --metric agreement")
+    return compare.cosine(reference, output)[:, None]
+
+
 METRICS = {
     metric.name: metric
     for metric in (
@@ -240,6 +261,6 @@ METRICS = {
         Metric("f1", "labels", _confusion, finish=_macro("f1")),
         Metric("mse", "labels", _squared_error, higher_is_better=False),
         Metric("agreement", "reference", _agreement, binary=True),
-        Metric("cosine", "reference", lambda out, ref: compare.cosine(ref, out)[:, None]),
+        Metric("cosine", "reference", _cosine),
     )
 }

@@ -110,8 +110,8 @@ def optimize(
     passes = [
         _with_data(p, calibration) for p in recipes.load(recipe) if not (keep_metadata and p.pass_name() == STRIP)
     ]
-    io.check_writable(output, model)
     loaded = io.load(model)
+    io.check_writable(output, loaded.meta[io.FILES])
     opened = begin(loaded, place, passes, str(model))
     ports = runtime.model_inputs(opened.model)
     if exam:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,17 +16,16 @@ if TYPE_CHECKING:
     from graphopt.passbase import Pass
 
 
-def apply_options(*, data: bool) -> list[click.Option]:
-    """Return the options of every command that runs passes; a pass with its own `data` field brings that one itself."""
+def apply_options(fields: Collection[str] = ()) -> list[click.Option]:
+    """Return the options of every command that runs passes, but for those that a pass's own `fields` bring."""
     made = [
         click.Option(["-o", "--output"], required=True, metavar="OUT", help="Path of the model to write."),
+        click.Option(["--data"], help="Inputs to verify on; by default seeded random ones."),
         click.Option(["--target"], default="cpu", show_default=True, help="Where to verify: cpu, cuda, reference."),
         click.Option(["--seed"], default=0, show_default=True, help="Seed of the random inputs for verification."),
         click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object instead of a table."),
     ]
-    if data:
-        made.insert(1, click.Option(["--data"], help="Inputs to verify on; by default seeded random ones."))
-    return made
+    return [option for option in made if option.name not in fields]
 
 
 def pass_command(name: str) -> click.Command:
@@ -34,27 +33,33 @@ def pass_command(name: str) -> click.Command:
     cls = registry.find("pass", name)
     fields = spec.field_types(cls)
 
-    def run(model: str, output: str, target: str, seed: int, as_json: bool, **options: Any) -> None:
-        verify = options.get("data")
+    def run(model: str, output: str, as_json: bool, **options: Any) -> None:
         given = {key: value for key, value in options.items() if key in fields and value is not None}
-        run_and_print(model, [spec.build(name, given)], output, target, seed, as_json, verify)
+        common = {key: options[key] for key in ("target", "data", "seed") if options[key] is not None}
+        run_and_print(model, [spec.build(name, given)], output, as_json, **common)
 
     return click.Command(
         name,
-        params=[click.Argument(["model"]), *spec.options(cls), *apply_options(data="data" not in fields)],
+        params=[click.Argument(["model"]), *spec.options(cls), *apply_options(fields)],
         callback=run,
         help=_help(cls),
     )
 
 
 def run_and_print(
-    model: str, passes: Sequence[str | Pass], output: str, target: str, seed: int, as_json: bool, data: str | None
+    model: str,
+    passes: Sequence[str | Pass],
+    output: str,
+    as_json: bool,
+    target: str = "cpu",
+    data: str | None = None,
+    seed: int | str = 0,
 ) -> None:
     """Apply passes, print what came of it, and exit 3 if one failed its verification."""
     from graphopt.apply import apply
 
     with progress() as step:
-        done = apply(model, passes, output, target=target, seed=seed, data=data, on_step=step)
+        done = apply(model, passes, output, target=target, seed=int(seed), data=data, on_step=step)
     if as_json:
         print_json(done.to_json())
     else:

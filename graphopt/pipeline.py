@@ -99,7 +99,10 @@ def begin(model: ir.Model, target: Target, passes: Sequence[Pass], name: str) ->
         refusal = f"{name}: does not load: {error}"
     mended = model.clone()
     mended.meta.update(model.meta)
-    result = passes[0](mended) if passes else None
+    try:
+        result = passes[0](mended) if passes else None
+    except PreconditionError:
+        result = None
     if result is None or not result.modified:
         raise UserError(f"{refusal}; try: graphopt apply MODEL repair -o OUT")
     try:
@@ -149,6 +152,7 @@ class Mark:
 
     model: ir.Model
     session: Session
+    expected: list[dict[str, np.ndarray]]
     steps: int
     kept: int
 
@@ -212,14 +216,17 @@ class Pipeline:
         except PreconditionError as refusal:
             if isinstance(refusal.__cause__, UserError):
                 raise refusal.__cause__ from None
-            if strict:
+            if refusal.__cause__ is not None:
+                status, reason = "reverted", _bug(refusal.__cause__)
+            elif strict:
                 raise UserError(f"{pass_.pass_name()}: {refusal}") from None
-            status, reason = "skipped", str(refusal)
+            else:
+                status, reason = "skipped", str(refusal)
         except UserError:
             raise
         except Exception as bug:
             log.debug("%s failed", pass_.pass_name(), exc_info=True)
-            status, reason = "reverted", f"bug in this pass, please report it: {type(bug).__name__}: {bug}"
+            status, reason = "reverted", _bug(bug)
         if result.modified:
             size = measure(candidate)
         step = Step(
@@ -243,11 +250,12 @@ class Pipeline:
 
     def mark(self) -> Mark:
         """Return a place to roll back to."""
-        return Mark(self.model, self.session, len(self.steps), len(self.kept))
+        return Mark(self.model, self.session, self._expected, len(self.steps), len(self.kept))
 
     def rollback(self, mark: Mark, reason: str) -> None:
         """Undo everything since `mark`; the steps kept since then become reverted, for this reason."""
         self.model, self.session, self._size = mark.model, mark.session, measure(mark.model)
+        self._expected = mark.expected
         del self.kept[mark.kept :]
         for index, step in enumerate(self.steps[mark.steps :], mark.steps):
             if step.status == "kept":
@@ -296,6 +304,10 @@ def measure(model: ir.Model) -> tuple[int, int]:
     proto = ir.to_proto(model)
     external = sum(t.nbytes for t in io.tensors(model) if isinstance(t, ir.ExternalTensor))
     return sum(1 for _ in io.nodes(model)), proto.ByteSize() + external
+
+
+def _bug(error: BaseException) -> str:
+    return f"bug in this pass, please report it: {type(error).__name__}: {error}"
 
 
 def _destroyed(expected: Arrays, actual: Arrays, min_sqnr: float) -> str | None:

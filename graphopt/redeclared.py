@@ -8,12 +8,12 @@ definition of name"), nor in onnx_ir, so this works on the protobuf, before the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import onnx
 
 
-def rename_redeclared(graph: onnx.GraphProto, outer: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
+def rename_redeclared(graph: onnx.GraphProto) -> list[tuple[str, str]]:
     """Give every definition of a value a name of its own; return `(old, new)` pairs.
 
     A use refers to the definition last seen before it, in the order of the nodes. The last definition
@@ -22,13 +22,16 @@ def rename_redeclared(graph: onnx.GraphProto, outer: Mapping[str, str] | None = 
 
     Args:
         graph: changed in place, with its subgraphs.
-        outer: new names of outer values that this graph may refer to.
     """
+    return _rename(graph, {}, set(_names(graph)))
+
+
+def _rename(graph: onnx.GraphProto, outer: Mapping[str, str], taken: set[str]) -> list[tuple[str, str]]:
+    """Rename within one graph, given the new names of outer values and all names of the model."""
     owned = {v.name for v in graph.input} | {t.name for t in graph.initializer}
     left = Counter(name for node in graph.node for name in node.output if name)
     repeated = {name for name, count in left.items() if count > 1 or name in owned}
-    taken = owned | set(left) | {name for node in graph.node for name in node.input}
-    current = {old: new for old, new in (outer or {}).items() if old not in owned and old not in left}
+    current = {old: new for old, new in outer.items() if old not in owned and old not in left}
     renamed: list[tuple[str, str]] = []
     for name in repeated - owned:  # a use before any definition means the first one
         current[name] = _fresh(name, taken)
@@ -37,7 +40,7 @@ def rename_redeclared(graph: onnx.GraphProto, outer: Mapping[str, str] | None = 
             node.input[i] = current.get(name, name)
         for attribute in node.attribute:
             for subgraph in (attribute.g, *attribute.graphs):
-                renamed += rename_redeclared(subgraph, current)
+                renamed += _rename(subgraph, current, taken)
         for i, name in enumerate(node.output):
             if name not in repeated:
                 continue
@@ -54,6 +57,15 @@ def rename_redeclared(graph: onnx.GraphProto, outer: Mapping[str, str] | None = 
         del graph.value_info[:]
         graph.value_info.extend(kept)
     return renamed
+
+
+def _names(graph: onnx.GraphProto) -> Iterator[str]:
+    yield from (value.name for value in (*graph.input, *graph.initializer, *graph.output))
+    for node in graph.node:
+        yield from (*node.input, *node.output)
+        for attribute in node.attribute:
+            for subgraph in (attribute.g, *attribute.graphs):
+                yield from _names(subgraph)
 
 
 def _unused(name: str, renamed: list[tuple[str, str]], current: Mapping[str, str], taken: set[str]) -> str:

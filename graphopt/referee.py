@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Sequence
 
 import onnx_ir as ir
@@ -59,7 +60,7 @@ class Referee:
             batch,
             seed,
         )
-        self._changes: dict[int, Change] = {}
+        self._changes: weakref.WeakKeyDictionary[Session, Change] = weakref.WeakKeyDictionary()
         self._baseline: Score | None = None
         if exam:
             self._baseline = self._score(origin.session)
@@ -85,11 +86,10 @@ class Referee:
         if self._exam is None:
             return None
         assert self._baseline is not None
-        key = id(session)
-        if key not in self._changes:
+        if session not in self._changes:
             after = self._score(session) if session is not self._origin.session else self._baseline
-            self._changes[key] = metrics.change(self._exam.metric, self._baseline, after, self._seed)
-        return self._changes[key]
+            self._changes[session] = metrics.change(self._exam.metric, self._baseline, after, self._seed)
+        return self._changes[session]
 
     def latency(self, session: Session) -> Latency:
         """Time a session against the input model."""

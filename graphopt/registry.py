@@ -69,8 +69,9 @@ def entries(kind: str) -> dict[str, Entry]:
     suffix = SUFFIXES.get(kind, ".py")
     for root in map(Path, (spec.submodule_search_locations or ()) if spec else ()):
         for path in sorted(root.rglob(f"*{suffix}")):
-            if not path.stem.startswith("_"):
-                module = ".".join((package, *path.relative_to(root).with_suffix("").parts))
+            parts = path.relative_to(root).with_suffix("").parts
+            if not any(part.startswith("_") for part in parts):
+                module = ".".join((package, *parts))
                 found.append(Entry(path.stem.replace("_", "-"), path.parent.name, path, module))
     for point in importlib.metadata.entry_points(group=package):
         group = point.dist.name if point.dist else "entry point"
@@ -106,14 +107,20 @@ def find(kind: str, name: str) -> Any:
     target, _, attribute = entry(kind, name).target.partition(":")
     module = importlib.import_module(target)
     if attribute:
-        return getattr(module, attribute)
+        found_there = getattr(module, attribute)
+        if kind == "pass" and found_there.pass_name() != name:
+            raise RuntimeError(f"entry point '{name}' must be called '{found_there.pass_name()}', as its pass is")
+        return found_there
     if kind == "verb":
         return module.command
     base = _base(kind)
     found = [
         value
         for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, base) and value.__module__ == module.__name__
+        if isinstance(value, type)
+        and issubclass(value, base)
+        and value.__module__ == module.__name__
+        and not value.__name__.startswith("_")
     ]
     if len(found) != 1:
         raise RuntimeError(f"{target} must define exactly one {base.__name__}, found {len(found)}")

@@ -58,8 +58,11 @@ def build(name: str, fields: Mapping[str, Any]) -> Pass:
     values = {}
     for key, value in fields.items():
         if key not in types_:
-            raise UsageError(f"{name}: unknown field '{key}'{did_you_mean(key, types_)}")
+            raise UsageError(f"{name}: unknown field '{key}'{did_you_mean(str(key), types_)}")
         values[key] = _convert(value, types_[key], f"{name}: {key}")
+    for field in dataclasses.fields(typing.cast(Any, cls)):
+        if field.default is dataclasses.MISSING and field.name not in values:
+            raise UsageError(f"{name}: field '{field.name}' is required; write {name}{{{field.name}=...}}")
     try:
         return typing.cast("Pass", cls(**values))
     except ValueError as error:
@@ -134,7 +137,7 @@ def _metavar(type_: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, bool):
+    if value is None or isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (tuple, list)):
         return ",".join(map(_text, value))
@@ -149,11 +152,14 @@ def _convert(value: Any, type_: Any, where: str) -> Any:
             return None
         return _convert(value, next(a for a in arguments if a is not type(None)), where)
     if origin is typing.Literal:
-        if value not in arguments:
-            raise UsageError(f"{where}: '{value}' is not one of {', '.join(map(str, arguments))}")
-        return value
+        for argument in arguments:
+            if str(argument) == str(value):
+                return argument
+        raise UsageError(f"{where}: '{value}' is not one of {', '.join(map(str, arguments))}")
     if origin is tuple:
-        parts = [p for p in value.split(",") if p] if isinstance(value, str) else list(value)
+        if not isinstance(value, (str, list, tuple)):
+            raise UsageError(f"{where}: '{value}' is not a list")
+        parts = [p for p in value.split(",") if p] if isinstance(value, str) else value
         return tuple(_convert(part, arguments[0], where) for part in parts)
     if type_ is bool:
         word = str(value).lower()
@@ -162,7 +168,14 @@ def _convert(value: Any, type_: Any, where: str) -> Any:
         return word == "true"
     if type_ in (int, float):
         try:
-            return type_(value)
+            number = type_(value)
         except (TypeError, ValueError):
-            raise UsageError(f"{where}: '{value}' is not {'a whole number' if type_ is int else 'a number'}") from None
+            number = None
+        if number is None or isinstance(value, bool) or (isinstance(value, float) and number != value):
+            raise UsageError(f"{where}: '{value}' is not {'a whole number' if type_ is int else 'a number'}")
+        return number
+    if type_ is str:
+        if value is None or isinstance(value, (list, dict, bool)):
+            raise UsageError(f"{where}: '{value}' is not text")
+        return str(value)
     return value

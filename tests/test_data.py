@@ -304,9 +304,9 @@ def test_samples_to_verify_on(npz, source):
 
 @pytest.mark.parametrize("source", ["npz", "arrays"])
 def test_a_model_that_fixes_its_batch_gets_only_whole_ones(npz, source):
-    """10 samples are two batches of 4; the model could not run the two that are left over."""
+    """10 samples are two batches of 4; the two that are left over are filled up."""
     data = open_data(npz(x=X) if source == "npz" else {"x": X})
-    assert [len(feeds["x"]) for feeds in inputs.from_data(data, (Port("x", F32, (4, 3)),), batches=3)] == [4, 4]
+    assert [len(feeds["x"]) for feeds in inputs.from_data(data, (Port("x", F32, (4, 3)),), batches=3)] == [4, 4, 4]
 
 
 def test_a_reading_that_is_dropped_half_way_closes_the_file(npz):

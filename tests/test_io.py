@@ -66,6 +66,7 @@ def test_what_is_read_is_what_was_written(model_file, tmp_path):
     assert run(io.load(tmp_path / "copy.onnx")) == [1, 2, 3, 4]
 
 
+@pytest.mark.filterwarnings("ignore:The onnxtxt format is experimental")
 def test_files_that_are_no_models(model_file, tmp_path):
     whole = model_file(TEXT).read_bytes()
     contents = {
@@ -92,6 +93,34 @@ def test_files_that_are_no_models(model_file, tmp_path):
 def test_a_model_in_text_loads(tmp_path):
     (tmp_path / "m.onnxtxt").write_text('<ir_version: 9, opset_import: ["": 18]>' + TEXT)
     assert run(io.load(tmp_path / "m.onnxtxt")) == [1, 2, 3, 4]
+
+
+def test_nodes_out_of_order_are_sorted(model_file):
+    """ONNX Runtime loads such a file; onnx_ir cannot clone what it reads from it."""
+    path = model_file(
+        """g (float[N,4] x, bool c) => (float[N,4] y) {
+            y = If(c) <then_branch = t () => (float[N,4] p) { p = Add(s, b)  s = Neg(b) },
+                       else_branch = e () => (float[N,4] q) { q = Mul(b, a) }>
+            b = Mul(a, a)
+            a = Exp(x)
+        }"""
+    )
+    model = io.load(path)
+    assert [node.op_type for node in model.graph] == ["Exp", "Mul", "If"]
+    assert io.to_proto(model.clone()) == io.to_proto(model)
+    feeds = {"x": np.zeros((1, 4), np.float32), "c": np.array(False)}
+    result = runtime.open_session(model, target.find("cpu")).run(feeds)
+    assert result["y"].tolist() == [[1, 1, 1, 1]]
+
+
+def test_order_that_is_valid_is_kept(model_file):
+    text = "g (float[N,4] x) => (float[N,4] y) { b = Neg(x)  a = Abs(x)  d = Exp(a)  c = Exp(b)  y = Add(c, d) }"
+    assert [node.outputs[0].name for node in io.load(model_file(text)).graph] == ["b", "a", "d", "c", "y"]
+
+
+def test_a_cycle_is_told(model_file):
+    with pytest.raises(UserError, match="malformed model: .*cycle"):
+        io.load(model_file("g (float[N,4] x) => (float[N,4] y) { a = Add(x, b)  b = Neg(a)  y = Abs(b) }"))
 
 
 def test_paths_that_cannot_be_read(tmp_path, model_file):
@@ -251,14 +280,14 @@ def test_outputs_are_refused_before_any_work(model_file, tmp_path):
     (tmp_path / "hard.onnx").hardlink_to(source)
     for out in (source, tmp_path / "." / "m.onnx", tmp_path / "link.onnx", tmp_path / "hard.onnx"):
         with pytest.raises(UserError, match="is also the input; write to another file"):
-            io.check_writable(out, source)
+            io.check_writable(out, [source])
     with pytest.raises(UserError, match="is a folder; name a file"):
-        io.check_writable(tmp_path, source)
+        io.check_writable(tmp_path, [source])
     with pytest.raises(UserError, match="does not exist; create it"):
-        io.check_writable(tmp_path / "none" / "m.onnx", source)
+        io.check_writable(tmp_path / "none" / "m.onnx", [source])
     before = files(tmp_path)
-    io.check_writable(tmp_path / "new.onnx", source)
-    io.check_writable(tmp_path / "new.onnx", tmp_path / "missing.onnx")
+    io.check_writable(tmp_path / "new.onnx", [source])
+    io.check_writable(tmp_path / "new.onnx", [tmp_path / "missing.onnx"])
     assert files(tmp_path) == before
 
 
@@ -266,7 +295,7 @@ def test_the_inputs_external_data_is_no_output(external):
     """Writing the model over its own tensors would destroy the input."""
     path = external()
     with pytest.raises(UserError, match="input"):
-        io.check_writable(path.parent / "w.bin", path)
+        io.check_writable(path.parent / "w.bin", io.load(path).meta[io.FILES])
 
 
 # --- above two gigabytes, with a small limit

@@ -6,16 +6,9 @@ import click
 
 from graphopt.passcommand import apply_options, run_and_print
 
-
-def _run(
-    model: str, passes: tuple[str, ...], output: str, target: str, seed: int, as_json: bool, data: str | None
-) -> None:
-    run_and_print(model, passes, output, target, seed, as_json, data)
-
-
 command = click.Command(
     "apply",
-    params=[click.Argument(["model"]), click.Argument(["passes"], nargs=-1, required=True), *apply_options(data=True)],
-    callback=_run,
+    params=[click.Argument(["model"]), click.Argument(["passes"], nargs=-1, required=True), *apply_options()],
+    callback=run_and_print,
     help="Run passes on MODEL in the given order, each written name or 'name{field=value}', each verified.",
 )

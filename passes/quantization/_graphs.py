@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+
 def label(node: ir.Node) -> str:
     """Return what to call a node in a report: its name, or the value that it computes."""
     return node.name or next((f"{node.op_type} of '{v.name}'" for v in node.outputs if v.name), node.op_type)
@@ -26,6 +27,16 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     if tensor is None and node is not None and node.op_type == "Constant" and node.domain == "":
         tensor = ir.convenience.get_const_tensor(value)
     return None if tensor is None or tensor.dtype == ir.DataType.STRING else tensor.numpy()
+
+
+def computed_constants(graph: ir.Graph) -> set[ir.Value]:
+    """Return the values that nodes compute from constants alone."""
+    found: set[ir.Value] = set()
+    for node in graph:
+        inputs = [value for value in node.inputs if value is not None]
+        if inputs and all(value in found or constant(value) is not None for value in inputs):
+            found.update(node.outputs)
+    return found
 
 
 def input_of(node: ir.Node, index: int) -> ir.Value | None:
@@ -48,8 +59,8 @@ def is_float(value: ir.Value | None) -> bool:
 
 def sole_consumer(value: ir.Value) -> ir.Node | None:
     """Return the one node that reads a value, once; None when there are more, or it is a graph output."""
-    uses = value.uses()
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+    nodes = [node for node, _ in value.uses()]
+    return nodes[0] if len(nodes) == 1 and not value.is_graph_output() else None
 
 
 def infer_types(model: ir.Model) -> None:

@@ -9,6 +9,8 @@ import onnx_ir as ir
 _SUFFIX = re.compile(r"(?:_token_\d+|_nchwc|/duplicated)+$")
 """What ONNX Runtime appends to the names of nodes that it rewrites."""
 
+_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
+
 _PRODUCTS = ("Conv", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul")
 
 
@@ -20,22 +22,25 @@ def find(graph: ir.Graph) -> list[tuple[str, str]]:
     Args:
         graph: a graph as the runtime optimized it.
     """
-    after, before = set(), set()
+    after: set[ir.Node] = set()
+    before: set[ir.Node] = set()
     for node in graph:
         comes_after = any(_is_float_of_integers(value) or _made_by(value, after) for value in node.inputs)
-        if comes_after and node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+        if comes_after and node.op_type not in _CONVERSIONS:
             after.add(node)
     for node in reversed(graph):
         users = [user for value in node.outputs for user in value.consumers()]
-        if any(user.op_type == "QuantizeLinear" or user in before for user in users):
-            if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
-                before.add(node)
+        comes_before = any(user.op_type == "QuantizeLinear" or user in before for user in users)
+        if comes_before and node.op_type not in _CONVERSIONS:
+            before.add(node)
     rows = []
     for node in graph:
         if node.op_type in _PRODUCTS and any(_is_float_of_integers(value) for value in node.inputs):
             rows.append((_label(node), "has integer weights, but ONNX Runtime runs it in float"))
         elif node in after and node in before:
-            rows.append((_label(node), f"{node.op_type} runs in float between integer nodes, with a conversion on both sides"))
+            rows.append(
+                (_label(node), f"{node.op_type} runs in float between integer nodes, with a conversion on both sides")
+            )
     return rows
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
-
 from graphopt.passes.quantization._ranges import Grid
 
 
@@ -56,7 +55,13 @@ class Nodes:
         return node.outputs[0]
 
     def dequantize_constant(
-        self, array: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None, name: str, axis: int | None, user: ir.Node
+        self,
+        array: np.ndarray,
+        scale: np.ndarray,
+        zero_point: np.ndarray | None,
+        name: str,
+        axis: int | None,
+        user: ir.Node,
     ) -> ir.Value:
         """Turn constant integers to float for `user`.
 

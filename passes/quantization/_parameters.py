@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-
 from graphopt.passes.quantization._graphs import attribute, constant, input_of
 from graphopt.passes.quantization._nodes import Nodes
 from graphopt.passes.quantization._units import Unit
@@ -42,7 +41,10 @@ class Parameters:
             assert old is not None
             scales = scales * np.float32(input_scale)
             integers = quantize_bias(bias, scales)
-            new = self._new.dequantize_constant(integers, scales, None, old.name or "bias", axis=0, user=holder)
+            if unit.bias:  # an Add may broadcast, so its operand keeps its shape
+                integers = integers.reshape(_array(old).shape)
+            axis = integers.ndim - 1
+            new = self._new.dequantize_constant(integers, scales, None, old.name or "bias", axis, user=holder)
             holder.replace_input_with(index, new)
 
     def _weight(self, node: ir.Node, weight: np.ndarray, scales: np.ndarray, axis: int, alpha: float) -> ir.Value:

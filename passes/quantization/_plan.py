@@ -13,7 +13,6 @@ import math
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 
 import onnx_ir as ir
-
 from graphopt.passes.quantization._cut import UNBREAKABLE, sink_side
 from graphopt.passes.quantization._graphs import label
 from graphopt.passes.quantization._ranges import Range
@@ -71,7 +70,7 @@ def make(graph: ir.Graph, recorded: Mapping[str, Range], exclude: Collection[str
 def _spread(graph: ir.Graph, units: Iterable[Unit], recorded: Mapping[str, Range]) -> dict[ir.Value, Range]:
     """Return ranges by value; what is moved or rescaled takes its range from where it comes from."""
     values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
-    ranges = {value: recorded[value.name] for value in values if value.name in recorded}
+    ranges = {value: recorded[value.name] for value in values if value.name and value.name in recorded}
     for unit in units:
         source = unit.inputs[0]
         if unit.role in (Role.CARRIER, Role.RESCALE) and source in ranges:
@@ -146,14 +145,14 @@ def _settle(units: Sequence[Unit], reasons: dict[Unit, str]) -> None:
     largest = max((size for size in sizes.values() if size), default=1)
     for value, users in readers.items():
         size = sizes[value] or largest
-        unit = maker.get(value)
-        made: Hashable = unit or _FLOAT
+        source = maker.get(value)
+        made: Hashable = source or _FLOAT
         quantize, dequantize = (value, "Q"), (value, "DQ")
         # Some reader wants integers and the maker yields float: QuantizeLinear.
         edges += [*((user, quantize, UNBREAKABLE) for user in users), (quantize, made, size)]
         # Some reader wants float and the maker yields integers: DequantizeLinear. Where the maker can yield
         # either, only when the readers disagree.
-        either = unit is not None and unit.float_result and unit not in reasons
+        either = source is not None and source.float_result and source not in reasons
         edges += [(quantize if either else made, dequantize, size)]
         edges += [(dequantize, user, UNBREAKABLE) for user in users]
         if value.is_graph_output() or len(set(value.consumers())) > len(users):

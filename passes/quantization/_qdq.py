@@ -14,8 +14,8 @@ from collections.abc import Iterable
 
 import numpy as np
 import onnx_ir as ir
-
 from graphopt.passes.quantization import _ranges
+from graphopt.passes.quantization._expand import hard_sigmoid
 from graphopt.passes.quantization._graphs import attribute, constant, sole_consumer
 from graphopt.passes.quantization._nodes import Nodes
 from graphopt.passes.quantization._parameters import Parameters
@@ -79,22 +79,64 @@ class Writer:
     def _compute(self, unit: Unit) -> None:
         node = unit.node
         activations = set(unit.inputs)
+        rank = len(unit.inputs[0].shape or ())
         if unit.has_weight:
             self._parameters.write(unit, self._store(unit.inputs[0]).grid.scale)
         for index, value in enumerate(node.inputs):
+            array = constant(value) if node.op_type in MANY_INPUTS else None
             if value in activations:
                 assert value is not None
                 node.replace_input_with(index, self._read(value))
-            elif value is not None and node.op_type in MANY_INPUTS:
-                self._write_operand(node, index, value)
+            elif array is not None:
+                assert value is not None
+                node.replace_input_with(index, self._operand(array, value.name or "constant", node))
+        if node.op_type in ("HardSigmoid", "HardSwish"):
+            self._harden(node, self._store(unit.inputs[0]))
         output, result = unit.outputs[0], unit.result
         if unit.float_result and output not in self._read_as_integers:
             return
         grid = self._grid(output)
-        self._stored[output] = Stored(self._new.quantize(result, grid, f"{output.name}_q"), grid)
+        integers = self._new.quantize(result, grid, f"{output.name}_q")
+        if node.op_type == "ReduceMean":
+            integers = self._pool(node, integers, rank)
+        self._stored[output] = Stored(integers, grid)
         self._obsolete += unit.clamps
         if not result.is_graph_output():
             result.type = result.shape = None  # follows from the operator; spelling it out costs bytes
+
+    def _pool(self, node: ir.Node, integers: ir.Value, rank: int) -> ir.Value:
+        """Turn a ReduceMean over all spatial axes into GlobalAveragePool; return its integers in the right shape."""
+        keepdims = attribute(node, "keepdims", 1)
+        node.op_type = "GlobalAveragePool"
+        node.attributes.clear()
+        node.resize_inputs(1)
+        if keepdims:
+            return integers
+        squeeze = self._new.make(
+            "Squeeze", [integers, self._new.tensor(np.arange(2, rank), "axes")], f"{integers.name}_s"
+        )
+        self._new.insert_after(integers, squeeze)
+        return squeeze.outputs[0]
+
+    def _harden(self, node: ir.Node, stored: Stored) -> None:
+        """Turn HardSigmoid into an addition, and HardSwish into that and a multiplication (see `_expand`)."""
+        slope, offset = hard_sigmoid(node)
+        steep = self._float(Stored(stored.integers, stored.grid.times(slope)), f"{stored.integers.name}_dq")
+        added = self._operand(np.array(offset, np.float32), "offset", node)
+        node.attributes.clear()
+        if node.op_type == "HardSigmoid":
+            node.op_type = "Add"
+            node.resize_inputs(2)
+            node.replace_input_with(0, steep)
+            node.replace_input_with(1, added)
+        else:
+            gate = self._new.make("Add", [steep, added], f"{node.outputs[0].name}_gate")
+            self._graph.insert_before(node, gate)
+            grid = _ranges.grid(0, 1)
+            integers = self._new.quantize(gate.outputs[0], grid, f"{gate.name}_q")
+            node.op_type = "Mul"
+            node.resize_inputs(2)
+            node.replace_input_with(1, self._float(Stored(integers, grid), f"{gate.name}_dq"))
 
     def _carry(self, unit: Unit) -> None:
         node = unit.node
@@ -147,9 +189,11 @@ class Writer:
 
     def _read(self, value: ir.Value) -> ir.Value:
         """Return a stored tensor in float, for whoever wants it."""
-        stored = self._store(value)
+        return self._float(self._store(value), f"{value.name}_dq")
+
+    def _float(self, stored: Stored, name: str) -> ir.Value:
         if stored not in self._dequantized:
-            self._dequantized[stored] = self._new.dequantize(stored.integers, stored.grid, f"{value.name}_dq")
+            self._dequantized[stored] = self._new.dequantize(stored.integers, stored.grid, name)
         return self._dequantized[stored]
 
     def _serve(self, value: ir.Value, readers: Iterable[tuple[ir.Node, int]]) -> None:
@@ -170,15 +214,8 @@ class Writer:
             if old is value:
                 self._graph.outputs[index] = output
 
-    def _write_operand(self, node: ir.Node, index: int, value: ir.Value) -> None:
-        """Give an operator a constant operand as uint8, on a grid of its own."""
-        array = constant(value)
-        if array is None:
-            return
+    def _operand(self, array: np.ndarray, name: str, user: ir.Node) -> ir.Value:
+        """Return a constant operand as uint8, on a grid of its own."""
         grid = _ranges.grid(float(array.min(initial=0)), float(array.max(initial=0)))
         scale, zero_point = np.array(grid.scale, np.float32), np.array(grid.zero_point, np.uint8)
-        integers = grid.quantize(array)
-        name = value.name or "constant"
-        node.replace_input_with(
-            index, self._new.dequantize_constant(integers, scale, zero_point, name, axis=None, user=node)
-        )
+        return self._new.dequantize_constant(grid.quantize(array), scale, zero_point, name, axis=None, user=user)

@@ -14,8 +14,15 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx_ir as ir
-
-from graphopt.passes.quantization._graphs import attribute, constant, input_of, is_float, sole_consumer
+from graphopt.passes.quantization._expand import hard_sigmoid, pools_globally
+from graphopt.passes.quantization._graphs import (
+    attribute,
+    computed_constants,
+    constant,
+    input_of,
+    is_float,
+    sole_consumer,
+)
 
 
 class Role(enum.Enum):
@@ -87,7 +94,12 @@ class Unit:
 
     @property
     def float_result(self) -> bool:
-        """Whether the kernel can yield float at no cost, as those of Gemm and MatMul can."""
+        """Whether the kernel can yield float at no cost, as those of Gemm and MatMul can.
+
+        Not so a product of two activations that an Add follows: ONNX Runtime makes a float Gemm of the two.
+        """
+        if self.node.op_type == "MatMul" and not self.has_weight:
+            return all(user.op_type != "Add" for user in self.result.consumers())
         return self.node.op_type in ("Gemm", "MatMul")
 
 
@@ -100,14 +112,18 @@ ANCHORS = ("Conv", "Gemm", "MatMul")
 _CLAMPS = ("Relu", "Clip")
 
 
+_FOLD = "it reads what is computed from constants alone; run fold-constants first"
+
+
 def group(graph: ir.Graph) -> tuple[list[Unit], dict[ir.Node, str]]:
     """Return the units of a graph in order, and for nodes that compute in float32 but form none, why.
 
-    Nodes that touch no float32 activation (shapes, indices, strings, subgraphs) are in neither.
+    Nodes that touch no float32 activation (shapes, indices, strings) are in neither.
     """
     units: list[Unit] = []
     refused: dict[ir.Node, str] = {}
     of_result: dict[ir.Value, Unit] = {}
+    computed = computed_constants(graph)
     for node in graph:
         if not any(is_float(v) and constant(v) is None for v in (*node.inputs, *node.outputs)):
             continue
@@ -119,7 +135,7 @@ def group(graph: ir.Graph) -> tuple[list[Unit], dict[ir.Node, str]]:
             before.bias = node
             of_result[node.outputs[0]] = before
         else:
-            role = classify(node)
+            role = _FOLD if any(is_float(v) and v in computed for v in node.inputs) else classify(node)
             if isinstance(role, Role):
                 unit = Unit(role, node)
                 units.append(unit)
@@ -133,7 +149,7 @@ def classify(node: ir.Node) -> Role | str:
     """Return the role that a node's integer kernel plays, or why it has none."""
     rule = _RULES.get(node.op_type) if node.domain == "" else None
     if rule is None:
-        hint = "; run fold-bn first" if node.op_type == "BatchNormalization" else ""
+        hint = "; run fold-batchnorm first" if node.op_type == "BatchNormalization" else ""
         return f"ONNX Runtime's CPU provider has no integer kernel for {node.op_type}{hint}"
     if not is_float(input_of(node, 0)) or not is_float(node.outputs[0]):
         return "not a float32 tensor, or of unknown type"
@@ -185,7 +201,11 @@ def _holds_bias(node: ir.Node, unit: Unit) -> bool:
         return False
     weight = constant(unit.node.inputs[1])
     bias = next((array for array in map(constant, node.inputs) if array is not None), None)
-    return weight is not None and weight.ndim == 2 and bias is not None and bias.shape == weight.shape[1:]
+    return weight is not None and weight.ndim == 2 and bias is not None and _is_row(bias, weight.shape[1])
+
+
+def _is_row(array: np.ndarray, length: int) -> bool:
+    return array.ndim > 0 and array.shape[-1] == length == array.size
 
 
 def _conv(node: ir.Node) -> Role | str:
@@ -209,15 +229,11 @@ def _gemm(node: ir.Node) -> Role | str:
 
 def _matmul(node: ir.Node) -> Role | str:
     arrays = [constant(value) for value in node.inputs]
-    if all(array is not None for array in arrays):
-        return "both of its operands are constant; fold constants first"
     return Role.ANCHOR if _finite(arrays) else "its weights are not finite"
 
 
 def _elementwise(node: ir.Node) -> Role | str:
     arrays = [constant(value) for value in node.inputs]
-    if all(array is not None for array in arrays):
-        return "its operands are constant; fold constants first"
     return Role.ARITHMETIC if _finite(arrays) else "a constant operand is not finite"
 
 
@@ -264,6 +280,14 @@ def _dropout(node: ir.Node) -> Role | str:
     return Role.CARRIER if off and len([v for v in node.outputs if v.name]) == 1 else "it may drop elements"
 
 
+def _reduce_mean(node: ir.Node) -> Role | str:
+    return Role.ARITHMETIC if pools_globally(node) else "it averages over other axes than all spatial ones"
+
+
+def _hard_sigmoid(node: ir.Node) -> Role | str:
+    return Role.ARITHMETIC if hard_sigmoid(node)[0] > 0 else "its slope is not positive"
+
+
 def _finite(arrays: list[np.ndarray | None]) -> bool:
     return all(array is None or bool(np.isfinite(array).all()) for array in arrays)
 
@@ -287,12 +311,15 @@ _RULES: dict[str, Callable[[ir.Node], Role | str]] = {
     "Concat": _elementwise,
     "AveragePool": _pool,
     "GlobalAveragePool": _arithmetic,
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": _hard_sigmoid,
     "LeakyRelu": _arithmetic,
     "Sigmoid": _arithmetic,
     "Relu": _clamp,
     "Clip": _clamp,
     "MaxPool": _max_pool,
     "Pad": _pad,
+    "ReduceMean": _reduce_mean,
     "Resize": _resize,
     "Dropout": _dropout,
     **dict.fromkeys(

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from graphopt.passes.quantization import _ranges
+from graphopt.passes.quantization._graphs import constant, infer_types, is_float, label
+from graphopt.passes.quantization._units import Role, Unit, group
 from onnx_ir.passes import common
 
 from graphopt import runtime, target
 from graphopt.data import Batch, Data, batch_size, open_data
 from graphopt.errors import UserError
 from graphopt.passbase import EXACT, Pass, PreconditionError, Result, param
-from graphopt.passes.quantization import _ranges
-from graphopt.passes.quantization._graphs import constant, infer_types, is_float, label
-from graphopt.passes.quantization._units import Role, Unit, group
 
 _REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceSum")
 """The sum is there for NaN, which ONNX Runtime's minimum and maximum pass over in silence."""
@@ -137,7 +137,7 @@ def _whole(batches: Iterable[Batch], ports: Sequence[runtime.Port], name: str) -
     fixed = {port.name: port.shape[0] for port in ports if port.shape and isinstance(port.shape[0], int)}
     any_whole = False
     for inputs, labels in batches:
-        short = [key for key, length in fixed.items() if len(inputs[key]) < length]
+        short = [key for key, length in fixed.items() if len(inputs.get(key, ())) < length]
         if not short:
             any_whole = True
             yield inputs, labels

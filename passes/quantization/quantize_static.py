@@ -13,14 +13,14 @@ from collections import Counter
 from collections.abc import Iterator
 
 import onnx_ir as ir
-from onnx_ir.passes import common
-
-from graphopt.errors import UsageError, did_you_mean
-from graphopt.passbase import LOSSY, Pass, PreconditionError, Result, param
 from graphopt.passes.quantization import _islands, _opset, _plan, _ranges
 from graphopt.passes.quantization._graphs import constant, infer_types, label
 from graphopt.passes.quantization._qdq import Writer
 from graphopt.passes.quantization._units import ANCHORS
+from onnx_ir.passes import common
+
+from graphopt.errors import UsageError, did_you_mean
+from graphopt.passbase import LOSSY, Pass, PreconditionError, Result, param
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +38,7 @@ class QuantizeStatic(Pass):
     contract = LOSSY
 
     exclude: tuple[str, ...] = param((), "names of nodes that stay in float")
-    ops: tuple[str, ...] = param(
-        ANCHORS, "operators to quantize; others join where they sit between these"
-    )
+    ops: tuple[str, ...] = param(ANCHORS, "operators to quantize; others join where they sit between these")
 
     def requires(self, model: ir.Model) -> None:
         """Refuse a model without ranges, and names of nodes that it does not have."""
@@ -61,7 +59,9 @@ class QuantizeStatic(Pass):
         report = {"quantized": dict(sorted(counts.items())), "left_in_float": len(skipped)}
         if not plan.units:
             return Result(model, raised, report, skipped)
-        parameters = [v for unit in plan.units for node in unit.nodes for v in node.inputs if constant(v) is not None]
+        parameters = [
+            v for unit in plan.units for node in unit.nodes for v in node.inputs if v and constant(v) is not None
+        ]
         Writer(model.graph, plan, _names(model)).write()
         for value in parameters:
             if value in model.graph.inputs and not value.uses():
@@ -79,7 +79,9 @@ def _out_of_reach(model: ir.Model) -> Iterator[tuple[str, str]]:
     """Yield a row for every convolution or matrix product inside a subgraph or a function."""
     homes = [(graph, "a subgraph") for graph in model.graph.subgraphs()]
     for function in model.functions.values():
-        homes += [(graph, f"function {function.name}; inline functions") for graph in (function.graph, *function.subgraphs())]
+        homes += [
+            (graph, f"function {function.name}; inline functions") for graph in (function.graph, *function.subgraphs())
+        ]
     for graph, home in homes:
         yield from ((label(node), f"it is part of {home}") for node in graph if node.op_type in ANCHORS)
 

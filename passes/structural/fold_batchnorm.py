@@ -69,6 +69,8 @@ class FoldBatchnorm(Rewrite):
         plan: _Plan = node.meta[_PLAN]
         for change in plan.changes:
             _set_constant(op, *change)
+        if plan.last.op_type == "Gemm":
+            plan.last.attributes.pop("beta", None)  # it is part of the new C
         result = plan.last.outputs[0]
         for key in [key for key in result.metadata_props if key.startswith(FACT_PREFIX)]:
             del result.metadata_props[key]  # facts about the numbers before normalization
@@ -108,8 +110,10 @@ def _plan(node: ir.Node, model: ir.Model) -> _Plan:
     scale, shift, mean = _affine(node, model.opset_imports.get("", 0))
     last = _only_source(node.inputs[0], node)
     addition, linear = (last, _added(last)) if _graphs.is_op(last, "Add") else (None, last)
-    if not _graphs.is_op(linear, *_LINEAR):
+    if not _graphs.is_op(linear, *_LINEAR) or len(linear.inputs) < 2:
         raise _Refused(f"it follows {linear.op_type}, not {', '.join(_LINEAR)}")
+    if _graphs.has_parameters(linear):
+        raise _Refused(f"the caller of its function sets attributes of {linear.op_type} before it")
     weights = _weights(linear)
     dtype = weights.dtype
     rank = _rank(node, model) if linear.op_type == "MatMul" else 2 if linear.op_type == "Gemm" else weights.ndim
@@ -145,10 +149,13 @@ def _affine(node: ir.Node, opset: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
         raise _Refused("it runs in training mode")
     if not node.attributes.get_int("spatial", 1):
         raise _Refused("it has statistics per element (spatial=0), not per channel")
-    gamma, beta, mean, variance = (
-        _double(_array(value, name)) for value, name in zip(node.inputs[1:], _PARAMETERS, strict=True)
-    )
-    scale = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+    if len(node.inputs) != 1 + len(_PARAMETERS):
+        raise _Refused("it lacks inputs")
+    gamma, beta, mean, variance = (_double(_array(node.inputs[i], name)) for i, name in enumerate(_PARAMETERS, 1))
+    if any(parameter.shape != (gamma.size,) for parameter in (gamma, beta, mean, variance)):
+        raise _Refused("its parameters are not one number per channel")
+    with np.errstate(all="ignore"):  # what is not finite is refused once it is part of a constant
+        scale = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
     return scale, beta, mean
 
 
@@ -241,18 +248,22 @@ def _rounded(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _set_constant(op: Any, node: ir.Node, index: int, array: np.ndarray) -> None:
-    if index >= len(node.inputs):
-        node.resize_inputs(index + 1)
+    """Make an input of a node this constant: in place, unless something else uses the one that is there."""
+    node.resize_inputs(max(index + 1, len(node.inputs)))
     old = node.inputs[index]
     if old is not None and old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_output():
         old.const_value = ir.tensor(array, name=old.name)
         old.type, old.shape = ir.TensorType(old.const_value.dtype), ir.Shape(array.shape)
         return
-    name = old.name if old is not None else f"{node.inputs[1].name}_bias"
-    node.replace_input_with(index, op.initializer(ir.tensor(array), _free_name(node, f"{name}_folded")))
+    base = old or node.inputs[1]
+    assert base is not None
+    name = f"{base.name}_{'bias' if old is None else 'folded'}"
+    node.replace_input_with(index, op.initializer(ir.tensor(array), _free_name(node, name)))
+    if old is not None:
+        _graphs.discard(old)
 
 
 def _free_name(node: ir.Node, name: str) -> str:
     """Return a name that no initializer of the node's graph has; the rewriter sees to other clashes."""
     assert node.graph is not None
-    return _graphs.fresh(name, Counter(node.graph.initializers))
+    return _graphs.fresh(name, Counter(list(node.graph.initializers)))

@@ -7,8 +7,8 @@ constant condition becomes its branch.
 
 What is left alone, with the reason: QuantizeLinear and its relatives, which tell a runtime to compute in
 integers; 4-bit weights that are unpacked, which would double in size; random operators; what the evaluator cannot
-do, or does with another type or shape than ONNX infers; and whatever would make the model larger than
-`max_growth` allows. Initializers that callers may override are not constants.
+do, or does with another type or shape than ONNX infers; and what would make the model larger by more
+than `max_growth`. Initializers that callers may override are not constants.
 
 onnxscript's FoldConstantsPass is not used: it folds overridable initializers, Bernoulli and attributes that refer
 to function parameters, ignores the operator sets of functions, limits elements rather than bytes, and stops at the
@@ -62,7 +62,7 @@ class _Refused(Exception):
 class FoldConstants(Pass):
     """Evaluate what does not depend on the inputs."""
 
-    max_growth: int = param(8192, "bytes by which folding may enlarge the model's tensors in all")
+    max_growth: int = param(1024, "bytes by which folding one node may enlarge the model's tensors")
 
     def call(self, model: ir.Model) -> Result:
         """Fold in place; the report counts nodes folded, Constant nodes lifted, branches taken, and bytes added."""
@@ -186,9 +186,8 @@ class _Folder:
         freed = {value for value in node.inputs if value is not None and value.consumers() == (node,)}
         tensors = [_graphs.constant(value) for value in freed if not value.is_graph_output()]
         growth = (nbytes or 0) - sum(tensor.nbytes for tensor in tensors if tensor is not None)
-        if growth > 0 and self.growth + growth > self._max_growth:
-            left = max(0, self._max_growth - self.growth)
-            raise _Refused(f"folding it would enlarge the model by {growth} bytes, and {left} are left of max_growth")
+        if growth > self._max_growth:
+            raise _Refused(f"folding it would enlarge the model by {growth} bytes, over max_growth={self._max_growth}")
         return growth
 
     def _replace(self, node: ir.Node, results: Sequence[np.ndarray | None]) -> None:
