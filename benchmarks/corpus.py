@@ -2,10 +2,9 @@
 
     python benchmarks/corpus.py FOLDER [--out corpus.json] [--jobs 2] [--only TEXT]
 
-Every file gets two child processes, because some files crash ONNX Runtime. The first tells whether ONNX
-Runtime loads and runs the input, and the second runs `graphopt optimize` and compares the outputs of both
-files on fresh random inputs with a seed the optimizer did not see. A file named like the entry of
-`inputs.json` beside the folder uses the shapes given there.
+Every file gets a child process, because some crash ONNX Runtime. The child tells whether ONNX Runtime loads
+and runs the input, optimizes it, and compares what both files compute on random inputs of a seed that the
+optimizer did not see. If `inputs.json` beside the folder has an entry for the file, its shapes are used.
 """
 
 from __future__ import annotations
@@ -17,57 +16,57 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 LIMIT_SECONDS = 300
+BAD = ("crash", "traceback", "bug in a pass", "differs", "timeout")
 
 
-def probe(path: str, shapes: dict[str, Any]) -> dict[str, Any]:
-    """Tell whether ONNX Runtime loads a file and runs it on some inputs."""
-    session, feeds = _open(path, shapes)
-    return {
-        "runs": bool(feeds),
-        "why": "" if feeds else "no generated inputs make it run",
-        "outputs": len(session.run(feeds[0])) if feeds else 0,
-    }
+def sweep_one(path: str, shapes: dict[str, Any]) -> dict[str, Any]:
+    """Optimize a file and say what came of it."""
+    from graphopt import compare, optimize
+    from graphopt.errors import UserError
+    from graphopt.runtime import ExecutionError
 
-
-def compare(path: str, shapes: dict[str, Any]) -> dict[str, Any]:
-    """Optimize a file through the command line and compare what the two files compute."""
-    from graphopt import compare as numbers
-
+    try:
+        session, feeds = _open(path, shapes)
+        runs = bool(feeds)
+    except (UserError, ExecutionError):
+        session, feeds, runs = None, [], False
+    print(json.dumps({"runs": runs}), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / "out.onnx")
-        done = subprocess.run(
-            [sys.executable, "-m", "graphopt", "optimize", path, "-o", out, "--json"],
-            capture_output=True, text=True, check=False, timeout=LIMIT_SECONDS,
-        )  # fmt: skip
-        if "Traceback" in done.stderr or done.returncode not in (0, 1, 3):
-            return {"result": "crash", "why": done.stderr.strip().splitlines()[-1:] or [done.returncode]}
-        if done.returncode == 1:
-            return {"result": "refused", "why": done.stderr.strip()}
-        report = json.loads(done.stdout)
-        bugs = [f"{s['pass']}: {s['reason']}" for s in report["steps"] if s["reason"].startswith("bug")]
+        try:
+            report = optimize(path, out)
+        except UserError as error:
+            return {"result": "refused" if runs else "refused, and ONNX Runtime does not run it", "why": str(error)}
+        except Exception:  # what this benchmark looks for
+            return {"result": "traceback", "why": traceback.format_exc().splitlines()[-3:]}
         facts = {
-            "exit": done.returncode,
-            "nodes": report["nodes"],
-            "bytes": report["bytes"],
-            "speedup": report["latency"] and report["latency"]["speedup"],
-            "reverted": [f"{s['pass']}: {s['reason']}" for s in report["steps"] if s["status"] == "reverted"],
-            "notes": report["notes"],
+            "met": report.met,
+            "nodes": report.nodes,
+            "bytes": report.bytes,
+            "speedup": report.latency and report.latency.speedup,
+            "ci95": report.latency and report.latency.ci95,
+            "reverted": [f"{s.spec}: {s.reason}" for s in report.steps if s.status == "reverted"],
+            "notes": report.notes,
         }
+        bugs = [row for row in facts["reverted"] if "bug in this pass" in row]
         if bugs:
-            return {"result": "bug", "why": bugs, **facts}
-        if report["latency"] is None:
-            return {"result": "left as it was", "why": report["notes"], **facts}
-        session, feeds = _open(path, shapes)
+            return {"result": "bug in a pass", "why": bugs, **facts}
+        if report.latency is None:
+            return {"result": "left as it was, explained", "why": report.notes, **facts}
+        if not report.met:
+            return {"result": "gate not met", **facts}
         other = _session(out)
         for f in feeds:
-            wrong = numbers.first_mismatch(session.run(f), other.run(f), 1e-3)
+            wrong = compare.first_mismatch(session.run(f), other.run(f), 1e-3)
             if wrong:
                 return {"result": "differs", "why": wrong, **facts}
-        return {"result": "equal" if feeds else "equal on the optimizer's inputs", **facts}
+        return {"result": "optimized, equal outputs" if feeds else "optimized after repair", **facts}
 
 
 def _session(path: str) -> Any:
@@ -104,59 +103,48 @@ def _open(path: str, shapes: dict[str, Any]) -> tuple[Any, list[Any]]:
         return session, []
 
 
-def child(action: str, path: Path, shapes: dict[str, Any]) -> dict[str, Any]:
-    """Run one action in a process of its own; a crash of that process is a result too."""
+def child(path: Path, shapes: dict[str, Any]) -> dict[str, Any]:
+    """Sweep one file in a process of its own; a crash of that process is a result too."""
+    start = time.perf_counter()
+    command = [sys.executable, __file__, "--child", str(path), json.dumps(shapes)]
     try:
-        done = subprocess.run(
-            [sys.executable, __file__, "--child", action, str(path), json.dumps(shapes)],
-            capture_output=True, text=True, check=False, timeout=2 * LIMIT_SECONDS,
-        )  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_SECONDS)
     except subprocess.TimeoutExpired:
-        return {"result": "timeout", "why": f"over {2 * LIMIT_SECONDS} s"}
-    if done.returncode:
-        return {"result": "crash", "why": done.stderr.strip().splitlines()[-1:] or [f"exit {done.returncode}"]}
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
-
-
-def one(path: Path, shapes: dict[str, Any]) -> dict[str, Any]:
-    """Probe a file and, if it runs, optimize it."""
-    row = child("probe", path, shapes)
-    if not row.get("runs"):
-        answer = child("compare", path, {})
-        clean = answer["result"] != "crash" and answer["result"] != "bug"
-        return {
-            "file": path.name,
-            "result": "not run by ONNX Runtime" if clean else answer["result"],
-            "why": row.get("why"),
-            "optimize": answer,
-        }
-    return {"file": path.name, **child("compare", path, shapes)}
+        return {"file": path.name, "result": "timeout", "why": f"over {LIMIT_SECONDS} s"}
+    lines = done.stdout.splitlines()
+    if done.returncode == 0 and len(lines) > 1:
+        row = json.loads(lines[-1])
+    elif not lines:
+        row = {"result": "ONNX Runtime crashes on it", "why": f"exit {done.returncode}"}
+    else:
+        row = {"result": "crash", "why": done.stderr.strip().splitlines()[-1:] or f"exit {done.returncode}"}
+    return {"file": path.name, **row, "seconds": round(time.perf_counter() - start, 1)}
 
 
 def main() -> None:
     """Sweep the folder and print counts."""
     if sys.argv[1] == "--child":
-        action, path, shapes = sys.argv[2:]
-        print(json.dumps({"probe": probe, "compare": compare}[action](path, json.loads(shapes))))
+        print(json.dumps(sweep_one(sys.argv[2], json.loads(sys.argv[3]))))
         return
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--out", type=Path, help="write one JSON row per file")
+    parser.add_argument("--out", type=Path, help="write one JSON row per file, as they end")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", default="", help="files whose name contains this")
     args = parser.parse_args()
     known = args.folder.parent / "inputs.json"
     shapes = json.loads(known.read_text()) if known.exists() else {}
     files = sorted(f for f in args.folder.glob("*.onnx") if args.only in f.name)
+    rows = []
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        rows = list(pool.map(lambda f: one(f, shapes.get(f.stem, {})), files))
-    if args.out:
-        args.out.write_text(json.dumps(rows, indent=1))
+        for row in pool.map(lambda f: child(f, shapes.get(f.stem, {})), files):
+            rows.append(row)
+            if args.out:
+                args.out.write_text("".join(json.dumps(r) + "\n" for r in rows))
     for result, count in collections.Counter(row["result"] for row in rows).most_common():
         print(f"{count:5} {result}")
     for row in rows:
-        if row["result"] in ("crash", "bug", "differs", "timeout"):
+        if row["result"] in BAD:
             print(f"{row['file']}: {row['result']}: {row['why']}")
 
 

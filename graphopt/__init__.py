@@ -6,20 +6,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graphopt.apply import apply
-    from graphopt.benchmark import benchmark
+    from graphopt.application import apply
     from graphopt.io import load, save
-    from graphopt.optimize import optimize
-    from graphopt.validate import validate
+    from graphopt.latency import benchmark
+    from graphopt.optimizer import optimize
+    from graphopt.validation import validate
 
 __all__ = ["apply", "benchmark", "load", "optimize", "save", "validate"]
 __version__ = "0.1.0"
 
-_HOMES = {"load": "io", "save": "io"}
+_HOMES = {
+    "apply": "application",
+    "benchmark": "latency",
+    "load": "io",
+    "optimize": "optimizer",
+    "save": "io",
+    "validate": "validation",
+}
+"""The module of each public function. None is called like its function: importing it would shadow the function."""
 
 
 def __getattr__(name: str) -> Any:
     """Import a public function when it is first used, so that `import graphopt` costs next to nothing."""
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module 'graphopt' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"graphopt.{_HOMES.get(name, name)}"), name)
+    return getattr(importlib.import_module(f"graphopt.{_HOMES[name]}"), name)

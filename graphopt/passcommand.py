@@ -12,7 +12,7 @@ from graphopt import registry, spec
 from graphopt.console import console, print_json, print_steps, progress, size
 
 if TYPE_CHECKING:
-    from graphopt.apply import Applied
+    from graphopt.application import Applied
     from graphopt.passbase import Pass
 
 
@@ -56,7 +56,7 @@ def run_and_print(
     seed: int | str = 0,
 ) -> None:
     """Apply passes, print what came of it, and exit 3 if one failed its verification."""
-    from graphopt.apply import apply
+    from graphopt.application import apply
 
     with progress() as step:
         done = apply(model, passes, output, target=target, seed=int(seed), data=data, on_step=step)

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from graphopt import metrics, pipeline
-from graphopt.benchmark import Latency, compare_latency
 from graphopt.data import Data
 from graphopt.errors import UserError
+from graphopt.latency import Latency, compare_latency
 from graphopt.metrics import Change, CustomMetric, Metric, Score
 from graphopt.pipeline import Start, Verdict
 from graphopt.runtime import Arrays, ExecutionError, Port, Session
 
 _SECONDS = 2.0
-"""Time for one latency comparison; the final one gets twice as much."""
+"""Longest time for one latency comparison."""
 _SMALLER = 0.9
 """A step that leaves the speed as it was pays if it leaves at most this share of the bytes."""
 _TIE = 0.97
@@ -94,7 +94,7 @@ class Referee:
     def latency(self, session: Session) -> Latency:
         """Time a session against the input model."""
         return compare_latency(
-            self._origin.session, session, self._timing, self._batch, seconds=2 * _SECONDS, seed=self._seed
+            self._origin.session, session, self._timing, self._batch, seconds=_SECONDS, seed=self._seed
         )
 
     def _score(self, session: Session) -> Score:

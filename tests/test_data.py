@@ -178,7 +178,7 @@ def test_a_member_without_the_suffix_of_arrays(tmp_path, npz):
     """A zip tool may repack an .npz; a member not named *.npy is no array, whatever it holds."""
     with zipfile.ZipFile(npz(x=X)) as archive, zipfile.ZipFile(tmp_path / "bare.npz", "w") as bare:
         bare.writestr("x", archive.read("x.npy"))
-    with pytest.raises(UserError, match="not a .npz file of plain arrays"):
+    with pytest.raises(UserError, match=r"not a \.npz file of plain arrays"):
         list(open_data(tmp_path / "bare.npz").batches(4))
 
 

@@ -183,7 +183,8 @@ def configured(name, pipe):
     pass_ = registry.find("pass", name)()
     if any(field.name == "data" and field.metadata.get("source") for field in dataclasses.fields(pass_)):
         feeds = pipe._feeds[0]
-        return dataclasses.replace(pass_, data=ArrayData("generated", feeds) if feeds else "")
+        samples = feeds and all(array.ndim for array in feeds.values())
+        return dataclasses.replace(pass_, data=ArrayData("generated", feeds)) if samples else pass_
     return pass_
 
 

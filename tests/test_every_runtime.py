@@ -130,7 +130,9 @@ def test_a_model_it_does_not_know_is_an_execution_error(parse, open_session, tex
 def test_the_graph_as_the_runtime_rewrites_it(parse, open_session):
     found = runtime.find(open_session.place)
     try:
-        rewritten = found.optimized(parse("g (float[N,3] x) => (float[N,3] y) { a = Identity(x)  y = Neg(a) }"), open_session.place)
+        rewritten = found.optimized(
+            parse("g (float[N,3] x) => (float[N,3] y) { a = Identity(x)  y = Neg(a) }"), open_session.place
+        )
     except UserError as missing:
         pytest.skip(str(missing))
     if rewritten is not None:
@@ -153,7 +155,9 @@ def test_every_target_names_a_runtime(name):
 
 def test_a_provider_that_is_not_installed_is_the_users_to_mend(parse):
     place = dataclasses.replace(target.find("cpu"), name="moon", provider="MoonExecutionProvider")
-    with pytest.raises(UserError, match="target 'moon' needs MoonExecutionProvider, but this onnxruntime offers .*CPU"):
+    with pytest.raises(
+        UserError, match=r"target 'moon' needs MoonExecutionProvider, but this onnxruntime offers .*CPU"
+    ):
         runtime.open_session(parse(GRAPHS["arithmetic"][0]), place)
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from graphopt import io, runtime, target
 from graphopt.errors import UserError
 
+COUNT = np.arange(4, dtype=np.float32).tobytes()
 TEXT = "g (float[N,4] x) => (float[N,4] y) <float[4] w = {1.0, 2.0, 3.0, 4.0}> { y = Mul(x, w) }"
 
 
@@ -25,7 +26,7 @@ TEXT = "g (float[N,4] x) => (float[N,4] y) <float[4] w = {1.0, 2.0, 3.0, 4.0}> {
 def external(model_file):
     """Write a model whose only tensor lies in another file, at a location of one's choice."""
 
-    def write(location="w.bin", content=np.arange(4, dtype=np.float32).tobytes(), offset=0, length=16) -> Path:
+    def write(location="w.bin", content=COUNT, offset=0, length=16) -> Path:
         path = model_file(TEXT)
         proto = onnx.load(path)
         tensor = proto.graph.initializer[0]
@@ -119,7 +120,7 @@ def test_order_that_is_valid_is_kept(model_file):
 
 
 def test_a_cycle_is_told(model_file):
-    with pytest.raises(UserError, match="malformed model: .*cycle"):
+    with pytest.raises(UserError, match=r"malformed model: .*cycle"):
         io.load(model_file("g (float[N,4] x) => (float[N,4] y) { a = Add(x, b)  b = Neg(a)  y = Abs(b) }"))
 
 
@@ -165,7 +166,7 @@ def test_external_data_in_a_folder_below(external, tmp_path):
 
 
 def test_external_data_at_an_offset(external):
-    path = external(content=bytes(64) + np.arange(4, dtype=np.float32).tobytes(), offset=64, length=None)
+    path = external(content=bytes(64) + COUNT, offset=64, length=None)
     assert run(io.load(path)) == [0, 1, 2, 3]
 
 
@@ -223,7 +224,7 @@ def test_the_same_model_is_the_same_bytes(parse, tmp_path):
 
 def test_folders_that_cannot_be_written(parse, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write: folder .*/none does not exist; create it"):
+    with pytest.raises(UserError, match=r"cannot write: folder .*/none does not exist; create it"):
         io.save(parse(TEXT), tmp_path / "none" / "m.onnx")
     with pytest.raises(UserError, match="cannot write: Not a directory; choose another place"):
         io.save(parse(TEXT), tmp_path / "file" / "m.onnx")

@@ -99,7 +99,7 @@ def test_passes_are_frozen_values():
 
 
 def test_contracts():
-    assert EXACT == Contract("exact")
+    assert Contract("exact") == EXACT
     assert (EXACT.kind, LOSSY.kind) == ("exact", "lossy")
     assert 0 < EXACT.rtol <= 1e-4, "tolerances are tight by default"
     assert Pass.contract is EXACT
@@ -129,7 +129,9 @@ def test_a_field_called_like_an_option_of_the_command(drop_pass, model_file, tmp
         """,
     )
     path = model_file("g (float[N] x) => (float[N] y) { y = Neg(x) }")
-    for number, command in enumerate((["apply", path, f"tagged{{{field}={value}}}"], ["tagged", path, f"--{field}", value])):
+    for number, command in enumerate(
+        (["apply", path, f"tagged{{{field}={value}}}"], ["tagged", path, f"--{field}", value])
+    ):
         out = tmp_path / f"out{number}.onnx"
         ran = graphopt(*command, "-o", out)
         assert (ran.code, ran.err) == (0, "")

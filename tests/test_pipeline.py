@@ -13,7 +13,7 @@ import pytest
 from graphopt import inputs, pipeline, target
 from graphopt.data import ArrayData
 from graphopt.errors import UserError
-from graphopt.passbase import EXACT, LOSSY, Contract, Pass, PreconditionError, Result, param
+from graphopt.passbase import EXACT, LOSSY, Contract, Pass, PreconditionError, Result
 from graphopt.pipeline import Pipeline, Unverifiable, Verdict, begin, feeds_for
 
 CPU = target.find("cpu")
@@ -30,8 +30,8 @@ TEXT = """g (float[N,3] x, float[N,3] w) => (float[N,3] y, float[N,3] z) <float[
 class Edit(Pass):
     """A pass that does to the model what a function says, and claims to be exact."""
 
-    edit: Callable[[ir.Model], object] = param(lambda model: None, "what to do")
-    modified: bool = param(True, "what to say about it")
+    edit: Callable[[ir.Model], object] = dataclasses.field(default=lambda model: None)
+    modified: bool = True
     contract = EXACT
 
     def call(self, model):
@@ -270,7 +270,7 @@ def test_a_wrong_result_on_one_input_set_is_enough(parse):
 class Picky(Pass):
     """A pass with a precondition."""
 
-    error: Exception = param(PreconditionError("no ranges; run calibrate first"), "what requires raises")
+    error: Exception = dataclasses.field(default=PreconditionError("no ranges; run calibrate first"))
 
     def requires(self, model):
         raise self.error
@@ -439,7 +439,9 @@ def test_a_model_that_rolls_dice_cannot_be_verified(parse):
 
 
 def test_a_model_that_runs_on_nothing_generated_cannot_be_verified(parse):
-    model = parse("g (int64[2] shape) => (float[N] y) <float[7] k = {1.0,1.0,1.0,1.0,1.0,1.0,1.0}> { y = Reshape(k, shape) }")
+    model = parse(
+        "g (int64[2] shape) => (float[N] y) <float[7] k = {1.0,1.0,1.0,1.0,1.0,1.0,1.0}> { y = Reshape(k, shape) }"
+    )
     start = begin(model, CPU, (), "m.onnx")
     with pytest.raises(Unverifiable, match=r"m\.onnx: does not run on generated inputs \(.*\); give it data"):
         feeds_for(start, None, 0, "m.onnx")
@@ -448,7 +450,7 @@ def test_a_model_that_runs_on_nothing_generated_cannot_be_verified(parse):
 def test_data_on_which_the_model_does_not_run_is_the_users(parse):
     model = parse("g (int64[N] i) => (float[N] y) <float[3] k = {1.0, 2.0, 3.0}> { y = Gather(k, i) }")
     start = begin(model, CPU, (), "m.onnx")
-    with pytest.raises(UserError, match="arrays: the model does not run on this data: .*Gather"):
+    with pytest.raises(UserError, match=r"arrays: the model does not run on this data: .*Gather"):
         feeds_for(start, ArrayData("arrays", {"i": np.array([7, 8])}), 0, "m.onnx")
 
 

@@ -88,9 +88,7 @@ def test_an_output_named_like_an_input(model_file):
 
 
 def test_a_value_named_like_an_initializer(model_file):
-    path = model_file(
-        "g (float[N] x) => (float[N] y) <float[1] w = {5.0}> { a = Add(x, w) w = Neg(a) y = Mul(w, w) }"
-    )
+    path = model_file("g (float[N] x) => (float[N] y) <float[1] w = {5.0}> { a = Add(x, w) w = Neg(a) y = Mul(w, w) }")
     np.testing.assert_array_equal(compute(path)[0], (X + 5) ** 2)
     (initializer,) = io.load(path).graph.initializers.values()
     assert initializer.name == "w"

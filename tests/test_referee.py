@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from graphopt import metrics, pipeline, referee
-from graphopt.benchmark import Latency
 from graphopt.data import ArrayData
 from graphopt.errors import UserError
+from graphopt.latency import Latency
 from graphopt.referee import Exam, Referee
 from graphopt.runtime import ExecutionError, Port, Session
 

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import graphopt.passes
 import pytest
 
-import graphopt.passes
 from graphopt import registry, spec
 from graphopt.errors import UsageError
 
@@ -108,7 +108,7 @@ def test_two_files_of_one_name_raise(drop_pass, tmp_path_factory):
     graphopt.passes.__path__.append(str(other))
     registry.entries.cache_clear()
     try:
-        with pytest.raises(RuntimeError, match="are named 'do-nothing': .* and "):
+        with pytest.raises(RuntimeError, match=r"are named 'do-nothing': .* and "):
             registry.entries("pass")
     finally:
         graphopt.passes.__path__.remove(str(other))
@@ -146,7 +146,7 @@ def test_an_entry_point_must_be_called_what_its_pass_is_called(entry_points, dro
 def test_an_entry_point_named_like_a_file_raises(entry_points, drop_pass):
     drop_pass("do-nothing", NOTHING)
     entry_points("graphopt.passes", **{"do-nothing": "acme:Nothing"})
-    with pytest.raises(RuntimeError, match="are named 'do-nothing': .*dropped.do_nothing and acme:Nothing"):
+    with pytest.raises(RuntimeError, match=r"are named 'do-nothing': .*dropped.do_nothing and acme:Nothing"):
         registry.entries("pass")
 
 

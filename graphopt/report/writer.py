@@ -12,7 +12,7 @@ from graphopt.console import plain
 from graphopt.errors import UserError
 
 if TYPE_CHECKING:
-    from graphopt.optimize import Report
+    from graphopt.optimizer import Report
 
 
 def check(folder: str | None) -> None:

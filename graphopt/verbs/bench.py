@@ -29,8 +29,8 @@ def command(
     """Time MODELS on seeded random inputs; speed-ups are against the first, with 95 % bootstrap intervals."""
     from rich.table import Table
 
-    from graphopt.benchmark import benchmark
     from graphopt.console import console, print_json
+    from graphopt.latency import benchmark
     from graphopt.target import find
 
     try:

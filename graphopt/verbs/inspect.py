@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def command(model: str, as_json: bool) -> None:
     """Say what is in MODEL: inputs, outputs, operators, parameters, versions and how it was made."""
     from graphopt.console import console, print_json, size
-    from graphopt.inspect import inspect
+    from graphopt.inspection import inspect
 
     found = inspect(model)
     if as_json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from graphopt.optimize import Report
+    from graphopt.optimizer import Report
 
 
 @click.command("optimize")
@@ -52,7 +52,7 @@ def command(
     is tried and kept if the metric stays within its budget and the model measures faster.
     """
     from graphopt.console import print_json, progress
-    from graphopt.optimize import optimize
+    from graphopt.optimizer import optimize
     from graphopt.report import writer
     from graphopt.target import find
 

@@ -34,7 +34,7 @@ def command(model: str, reference: str | None, as_json: bool, **options: Any) ->
     from rich.table import Table
 
     from graphopt.console import console, print_json
-    from graphopt.validate import validate
+    from graphopt.validation import validate
 
     done = validate(model, reference, **options)
     if as_json:

@@ -24,7 +24,7 @@ _LEVELS = 32
 """A Concat must leave each input this many of the 256 levels."""
 
 _NO_RANGE = "no range was recorded for '{}'; run calibrate on data without NaN"
-_TAIL = "nothing after it is quantized, and float costs nothing there"
+_TAIL = "what reads it computes in float, where float costs nothing and keeps more"
 _HEAD = "nothing before it is quantized, and float costs nothing there"
 _ISLAND = "it sits among float nodes; integers would only add conversions"
 
@@ -103,24 +103,26 @@ def _width(range_: Range) -> float:
     return max(range_[1], 0.0) - min(range_[0], 0.0)
 
 
-def _between(graph: ir.Graph, units: Iterable[Unit], reasons: dict[Unit, str]) -> None:
-    """Refuse arithmetic that has no quantized convolution or matrix product before or after it."""
-    unit_of = {node: unit for unit in units for node in unit.nodes}
-    anchors = {n for n, u in unit_of.items() if u.role is Role.ANCHOR and u not in reasons}
-    after, before = set(anchors), set(anchors)
+def _between(graph: ir.Graph, units: Sequence[Unit], reasons: dict[Unit, str]) -> None:
+    """Refuse arithmetic before or after all quantized convolutions and matrix products.
+
+    What comes after one may be anywhere behind it; what comes before one must lead to it through integers.
+    """
+    after = {unit.node for unit in units if unit.role is Role.ANCHOR and unit not in reasons}
+    leading: set[ir.Value] = set()
     for node in graph:
         if any(value is not None and value.producer() in after for value in node.inputs):
             after.add(node)
-    for node in reversed(graph):
-        if any(user in before for value in node.outputs for user in value.consumers()):
-            before.add(node)
-    for unit in unit_of.values():
-        if unit.role is not Role.ARITHMETIC or unit in reasons:
+    for unit in reversed(units):
+        if unit in reasons:
             continue
-        if unit.node not in before:
+        if unit.role is Role.ANCHOR or any(value in leading for value in unit.outputs):
+            leading.update(unit.inputs)
+        elif unit.role is Role.ARITHMETIC:
             reasons[unit] = _TAIL
-        elif unit.node not in after and unit.node.op_type != "Concat":
-            reasons[unit] = _HEAD
+    for unit in units:
+        if unit.role is Role.ARITHMETIC and unit.node.op_type != "Concat" and unit.node not in after:
+            reasons.setdefault(unit, _HEAD)
 
 
 def _settle(units: Sequence[Unit], reasons: dict[Unit, str]) -> None:

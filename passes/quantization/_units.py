@@ -96,11 +96,13 @@ class Unit:
     def float_result(self) -> bool:
         """Whether the kernel can yield float at no cost, as those of Gemm and MatMul can.
 
-        Not so a product of two activations that an Add follows: ONNX Runtime makes a float Gemm of the two.
+        ONNX Runtime 1.31 makes no integer kernel of one that yields float to a Relu or Clip, nor of a product
+        of two activations that an Add follows.
         """
-        if self.node.op_type == "MatMul" and not self.has_weight:
-            return all(user.op_type != "Add" for user in self.result.consumers())
-        return self.node.op_type in ("Gemm", "MatMul")
+        if self.node.op_type not in ("Gemm", "MatMul"):
+            return False
+        spoilers = _CLAMPS if self.node.op_type == "Gemm" or self.has_weight else (*_CLAMPS, "Add")
+        return all(user.op_type not in spoilers for user in self.result.consumers())
 
 
 MANY_INPUTS = ("Add", "Mul", "Concat", "MatMul", "Div")

@@ -66,11 +66,13 @@ class Calibrate(Pass):
         _ranges.erase(model)
         values = wanted(model.graph)
         if not values:
-            return Result(model, False, {"ranges": 0, "samples": 0})
+            rows = [(label(node), reason) for node, reason in group(model.graph)[1].items()]
+            return Result(model, False, {"ranges": 0, "samples": 0}, rows)
         session = runtime.open_session(_observed(model, values), target.find("cpu", self.threads))
         data, ports = open_data(self.data), runtime.model_inputs(model)
+        fixed = {port.shape[0] for port in ports if port.shape and isinstance(port.shape[0], int)}
         size = batch_size(ports, self.batch)
-        batches = _whole(data.batches(size, self.samples), ports, data.name)
+        batches = _whole(data.batches(size, self.samples), size if len(fixed) == 1 else None, data.name)
         lows, highs, bad, count = _extremes(session, batches, len(values), data.name)
         skipped = []
         for value, lo, hi, broken in zip(values, lows, highs, bad, strict=True):
@@ -128,22 +130,24 @@ def _observed(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
     return copy
 
 
-def _whole(batches: Iterable[Batch], ports: Sequence[runtime.Port], name: str) -> Iterable[Batch]:
+def _whole(batches: Iterable[Batch], size: int | None, name: str) -> Iterable[Batch]:
     """Pass on the batches that a model with a fixed first axis accepts: the last one may be too small.
 
+    Args:
+        batches: what the data yields.
+        size: the length of the first axis, or None when the model leaves it open.
+        name: of the data.
+
     Raises:
-        UserError: none is large enough.
+        UserError: no batch is large enough.
     """
-    fixed = {port.name: port.shape[0] for port in ports if port.shape and isinstance(port.shape[0], int)}
-    any_whole = False
+    used = False
     for inputs, labels in batches:
-        short = [key for key, length in fixed.items() if len(inputs.get(key, ())) < length]
-        if not short:
-            any_whole = True
+        if size is None or all(len(array) >= size for array in inputs.values()):
+            used = True
             yield inputs, labels
-    if not any_whole:
-        sizes = ", ".join(f"{length} of '{key}'" for key, length in fixed.items())
-        raise UserError(f"calibrate: {name}: too few samples for one run, which takes {sizes or 'one'}; add samples")
+    if not used:
+        raise UserError(f"calibrate: {name}: fewer samples than one run takes, which is {size or 1}; add samples")
 
 
 def _extremes(

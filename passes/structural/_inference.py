@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 
+import onnx
 import onnx_ir as ir
 from graphopt.passes.structural import _graphs
-from onnx_ir.passes.common import ShapeInferencePass
+
+_SHOWN = 128
+"""Initializers of at most this many elements are shown to inference, which may read shapes out of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,27 +68,32 @@ def infer(model: ir.Model) -> dict[ir.Value, Known]:
                 known[value] = Known(ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy()))
     names = {dim for value in model.graph.inputs for dim in dims(value.shape) or () if isinstance(dim, str)}
     try:
-        blank = _without_declarations(model)
-        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(blank)
+        blank = _without_weights_and_declarations(model)
+        inferred = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(blank), data_prop=True))
     except (RuntimeError, ValueError, TypeError, KeyError):  # unsorted, over 2 GiB of constants, malformed
         return known
-    for node, twin in zip(model.graph.all_nodes(), blank.graph.all_nodes(), strict=True):
-        for value, inferred in zip(node.outputs, twin.outputs, strict=True):
-            untyped = inferred.dtype in (None, ir.DataType.UNDEFINED)
-            known[value] = Known(None if untyped else inferred.type, _proven(inferred.shape, names))
+    for node, twin in zip(model.graph.all_nodes(), inferred.graph.all_nodes(), strict=True):
+        for value, found in zip(node.outputs, twin.outputs, strict=False):  # omitted trailing outputs are not written
+            untyped = found.dtype in (None, ir.DataType.UNDEFINED)
+            known[value] = Known(None if untyped else found.type, _proven(found.shape, names))
     return known
 
 
-def _without_declarations(model: ir.Model) -> ir.Model:
+def _without_weights_and_declarations(model: ir.Model) -> ir.Model:
     blank = model.clone()
     for graph in blank.graphs():
-        for value in graph.inputs:
-            value.type = copy.deepcopy(value.type)  # a clone shares it, and inference writes into it
-            if graph is not blank.graph:
+        if graph is not blank.graph:
+            for value in graph.inputs:
                 value.shape = None
         for node in graph:
             for value in node.outputs:
                 value.type = value.shape = None
+    for value in list(blank.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.size > _SHOWN:
+            del blank.graph.initializers[value.name or ""]
+            if not value.is_graph_input():
+                blank.graph.inputs.append(value)
     return blank
 
 

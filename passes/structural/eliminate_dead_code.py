@@ -20,6 +20,7 @@ from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPa
 from graphopt import io
 from graphopt.passbase import Pass, Result
 
+_DEFAULT_DOMAIN = {"", "ai.onnx"}
 _REPORTED = ("nodes", "initializers", "functions", "opset_imports")
 
 
@@ -72,13 +73,12 @@ def _remove_initializers(model: ir.Model) -> None:
 
 
 def _remove_imports(model: ir.Model) -> None:
-    functions = {function.domain for function in model.functions.values()}
-    needed = {"", *functions, *(node.domain for node in io.nodes(model))}
     for function in model.functions.values():
-        _keep(function.opset_imports, {"", *(node.domain for node in function.all_nodes())})
-    _keep(model.opset_imports, needed)
+        _keep(function.opset_imports, {node.domain for node in function.all_nodes()})
+    functions = {function.domain for function in model.functions.values()}
+    _keep(model.opset_imports, functions | {node.domain for node in io.nodes(model)})
 
 
 def _keep(imports: dict[str, int], needed: set[str]) -> None:
-    for domain in set(imports) - needed:
+    for domain in set(imports) - needed - _DEFAULT_DOMAIN:
         del imports[domain]

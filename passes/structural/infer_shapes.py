@@ -4,8 +4,8 @@ Other tools, and runtimes that plan memory, read them. What inference proves fro
 the file declares; where it proves nothing, the declaration stays. Declared graph inputs and outputs are the
 model's interface: an output only receives what it lacks.
 
-Built on onnx_ir's ShapeInferencePass (ONNX shape inference on a copy without the weights), which by itself lets
-worse information overwrite better, rewrites outputs, and gives up on the first operator it does not know.
+onnx_ir's ShapeInferencePass is not used: it lets worse information overwrite better, rewrites outputs, turns
+sequences into tensors, reorders initializers, and by default gives up on the first operator it does not know.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ Specification: ONNX, "Open Neural Network Exchange Intermediate Representation",
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx
@@ -49,7 +50,7 @@ class Repair(Pass):
             "unsorted_graphs": _sort(model, skipped),
             "shadowing_values": _rename_shadows(model),
             "duplicate_node_names": _rename_nodes(model),
-            "missing_opset_imports": _import_opsets(model),
+            "opset_imports": _import_opsets(model),
             "inputs_made_constant": _settle_initializers(model, skipped),
             "ir_version": _raise_ir_version(model),
             "stale_types": _correct_types(model),
@@ -64,8 +65,16 @@ def _give_subgraphs_their_outputs(model: ir.Model) -> int:
         _give_outputs(subgraph, _by_name(graph), taken)
         for graph in _graphs.roots(model)
         for node in graph
-        for subgraph in _graphs.subgraphs(node)
+        for subgraph in _bodies(node)
     )
+
+
+def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    """Yield the subgraphs of ONNX's control flow, whose inputs and outputs are matched by position.
+
+    Those of other operators, such as ONNX Runtime's BeamSearch, may be matched by name.
+    """
+    return _graphs.subgraphs(node) if node.domain == "" else iter(())
 
 
 def _give_outputs(graph: ir.Graph, outer: dict[str | None, ir.Value], taken: Counter[str]) -> int:
@@ -82,7 +91,7 @@ def _give_outputs(graph: ir.Graph, outer: dict[str | None, ir.Value], taken: Cou
         graph.outputs[index] = value
         count += 1
     for node in graph:
-        for subgraph in _graphs.subgraphs(node):
+        for subgraph in _bodies(node):
             count += _give_outputs(subgraph, outer | own, taken)
     return count
 
@@ -115,7 +124,7 @@ def _rename_inside(graph: ir.Graph, outer: set[str | None], taken: Counter[str])
             count += 1
     visible = outer | {value.name for value in _graphs.definitions(graph)}
     for node in graph:
-        for subgraph in _graphs.subgraphs(node):
+        for subgraph in _bodies(node):
             count += _rename_inside(subgraph, visible, taken)
     return count
 
@@ -136,6 +145,9 @@ def _rename_nodes(model: ir.Model) -> int:
 def _import_opsets(model: ir.Model) -> int:
     count = 0
     for owner in _graphs.roots(model):
+        if "ai.onnx" in owner.opset_imports:  # the long name of the default domain
+            owner.opset_imports[""] = owner.opset_imports.pop("ai.onnx")
+            count += 1
         used = {node.domain for node in owner.all_nodes()}
         for domain in sorted(used - set(owner.opset_imports)):
             owner.opset_imports[domain] = model.opset_imports.get(domain) or _version(domain, model)

@@ -14,9 +14,9 @@ import onnx_ir as ir
 
 from graphopt import inputs, io, metrics, runtime
 from graphopt import recipe as recipes
-from graphopt.benchmark import Latency
 from graphopt.data import Data, batch_size, open_data
 from graphopt.errors import UserError
+from graphopt.latency import Latency
 from graphopt.metrics import Change, Metric
 from graphopt.passbase import FACT_PREFIX, Pass
 from graphopt.pipeline import Pipeline, Start, Step, Unverifiable, begin, feeds_for, measure
