@@ -16,7 +16,8 @@ from graphopt.target import Target
 from graphopt.target import find as find_target
 
 _BLOCK_SECONDS = 0.004
-_MIN_ROUNDS = 20
+_FEW_ROUNDS = 5
+_MANY_ROUNDS = 20
 _WIDTH = 0.02
 
 
@@ -54,11 +55,11 @@ def interleave(
     Args:
         sessions: what to time.
         feeds: inputs of every run.
-        seconds: how long to go on at most (but for 20 rounds at least).
+        seconds: how long to go on at most (but for 5 rounds at least).
         rounds: exactly this many rounds instead.
         enough: tells from the times so far whether to stop early; asked every 20 rounds.
     """
-    repeats = [max(1, round(_BLOCK_SECONDS / _block(session, feeds, 3))) for session in sessions]
+    repeats = [_repeats(session, feeds) for session in sessions]
     order = list(range(len(sessions)))
     times: list[list[float]] = []
     deadline = time.perf_counter() + seconds
@@ -68,11 +69,9 @@ def interleave(
             row[index] = _block(sessions[index], feeds, repeats[index])
         times.append(row)
         order.reverse()
-        if (
-            rounds is None
-            and len(times) % _MIN_ROUNDS == 0
-            and (time.perf_counter() > deadline or enough(np.array(times)))
-        ):
+        if rounds is None and len(times) >= _FEW_ROUNDS and time.perf_counter() > deadline:
+            break
+        if rounds is None and len(times) % _MANY_ROUNDS == 0 and enough(np.array(times)):
             break
     return np.array(times)
 
@@ -160,6 +159,12 @@ def benchmark(
             median, p90 = np.percentile(times[:, index], [50, 90])
             rows.append(Row(str(path), actual, median * 1e3, p90 * 1e3, actual / median, speedup, interval))
     return rows
+
+
+def _repeats(session: Session, feeds: Arrays) -> int:
+    """Return how many runs make a block: as many as fit in a few milliseconds, not counting the first."""
+    session.run(feeds)
+    return max(1, round(_BLOCK_SECONDS / _block(session, feeds, 1)))
 
 
 def _block(session: Session, feeds: Arrays, repeats: int) -> float:

@@ -31,8 +31,8 @@ def test_exactly_as_many_rounds_as_asked():
     assert (times > 0).all()
 
 
-def test_at_least_twenty_rounds_and_at_most_the_time():
-    assert len(latency.interleave([Sleeper(0)], {}, seconds=0)) == 20
+def test_at_least_five_rounds_and_at_most_the_time():
+    assert len(latency.interleave([Sleeper(0)], {}, seconds=0)) == 5
     start = time.perf_counter()
     assert len(latency.interleave([Sleeper(0.004)], {}, seconds=0.5)) > 20
     assert time.perf_counter() - start < 2
@@ -53,7 +53,7 @@ def test_known_latencies():
     assert 4 <= measured.before_ms < 6
     assert 2 <= measured.after_ms < 3
     assert 1.5 < measured.speedup < 2.1
-    assert 1 < measured.ci95[0] <= latency.speedup <= latency.ci95[1]
+    assert 1 < measured.ci95[0] <= measured.speedup <= measured.ci95[1]
 
 
 def test_rows(model_file):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 
@@ -375,6 +376,56 @@ def test_a_custom_metric(graphopt, model, recipe, data, tmp_path, monkeypatch):
     )
     assert ran.json["metric"]["ci95"] is None
     del sys.modules["my_score"]
+
+
+def test_a_model_that_the_first_pass_makes_load(graphopt, model_file, recipe, drop_pass, tmp_path):
+    drop_pass("mend", TIDY.replace("class Tidy", "class Mend").replace('== "Identity"', '== "Broken"').replace(
+        "model.graph.remove(node, safe=True)", "node.op_type = 'Identity'"))  # fmt: skip
+    path = model_file(TEXT.replace("Identity", "Broken"))
+    ran = graphopt("optimize", path, "-o", tmp_path / "out.onnx", "--recipe", recipe("mend", "tidy"), "--json")
+    assert (ran.code, ran.err) == (0, "")
+    assert statuses(ran.json) == [("mend", "kept"), ("tidy", "kept")]
+    assert ran.json["steps"][0]["reason"].startswith(f"the model did not load before: {path}: does not load: ")
+    ran = graphopt("optimize", path, "-o", tmp_path / "out.onnx", "--recipe", recipe("tidy", "mend"))
+    assert ran.code == 1
+    assert f"{path}: does not load: " in ran.error
+
+
+def test_data_from_a_function(graphopt, model, recipe, tmp_path, monkeypatch):
+    (tmp_path / "my_data.py").write_text(
+        "import numpy as np\n"
+        "def batches():\n"
+        "    for label in range(4):\n"
+        "        x = np.ones((50, 5), np.float32)\n"
+        "        x[:, :4] = np.eye(4)[label]\n"
+        "        yield {'image': x}, np.full(50, label)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ran = graphopt("optimize", model, "-o", "out.onnx", "--recipe", recipe("confuse"), "--max-drop", "0.5", "--json",
+                   *options(data="my_data:batches", eval_data="my_data:batches"))  # fmt: skip
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.json["metric"]["drop"] == 0.25
+    del sys.modules["my_data"]
+
+
+def test_an_output_called_anything(graphopt, model, recipe, tmp_path):
+    ran = graphopt("optimize", model, "-o", tmp_path / "out", "--recipe", recipe("tidy"), "--json")
+    assert ran.code == 0
+    assert run(tmp_path / "out") == run(model)
+    assert ran.json["bytes"][1] == (tmp_path / "out").stat().st_size
+
+
+def test_html_without_its_library(graphopt, model, recipe, tmp_path, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "jinja2" else real(name, *rest)
+    )
+    ran = graphopt(
+        "optimize", model, "-o", tmp_path / "out.onnx", "--recipe", recipe("tidy"), "--report", tmp_path / "r"
+    )
+    assert (ran.code, ran.error) == (1, "--report needs jinja2 for its HTML; run pip install 'graphopt[report]'")
+    assert not (tmp_path / "out.onnx").exists()
 
 
 # --- what the user can fix

@@ -295,7 +295,7 @@ def test_a_user_error_is_the_users_to_see(pipe, strict):
         raise UserError("data.npz: no such file")
 
     for pass_ in (Edit(complain), Picky(UserError("data.npz: no such file"))):
-        with pytest.raises(UserError, match="^data.npz: no such file$"):
+        with pytest.raises(UserError, match=r"^data\.npz: no such file$"):
             pipe.run(pass_, strict=strict)
 
 

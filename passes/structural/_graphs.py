@@ -101,20 +101,28 @@ def array(value: ir.Value | None, limit: int = 1 << 20) -> np.ndarray | None:
     return tensor.numpy() if tensor is not None and tensor.size <= limit else None
 
 
-def discard(value: ir.Value) -> bool:
-    """Remove an initializer or a Constant node that nothing uses any more."""
-    if value.uses() or value.is_graph_input() or value.is_graph_output():
-        return False
-    if value.is_initializer():
-        assert value.graph is not None
-        assert value.name is not None
-        del value.graph.initializers[value.name]
-        return True
-    node = value.producer()
-    if not is_op(node, "Constant") or node is None or node.graph is None:
-        return False
-    node.graph.remove(node)
-    return True
+def discard(value: ir.Value) -> None:
+    """Remove what computes a value that nothing uses any more, and what only that used."""
+    unused = [value]
+    while unused:
+        candidate = unused.pop()
+        if candidate.is_graph_input() or is_needed(candidate):
+            continue
+        node = candidate.producer()
+        if candidate.is_initializer():
+            assert candidate.graph is not None
+            assert candidate.name is not None
+            del candidate.graph.initializers[candidate.name]
+        elif node is not None and node.graph is not None and not any(map(is_needed, node.outputs)):
+            inputs = {source for source in node.inputs if source is not None}
+            detach(node)
+            node.graph.remove(node)
+            unused.extend(inputs)
+
+
+def is_needed(value: ir.Value) -> bool:
+    """Tell whether a node or the interface of a graph uses a value."""
+    return bool(value.uses()) or value.is_graph_output()
 
 
 def detach(node: ir.Node) -> None:

@@ -68,9 +68,9 @@ class _Merger:
             self.skipped.append((value.name or "", reason))
             return
         value.replace_all_uses_with(kept)
-        if _graphs.discard(value):
-            self.merged += 1
-            self.bytes += value.const_value.nbytes if value.const_value is not None else 0
+        _graphs.discard(value)
+        self.merged += 1
+        self.bytes += value.const_value.nbytes if value.const_value is not None else 0
 
 
 def _kind(value: ir.Value) -> _Kind | None:

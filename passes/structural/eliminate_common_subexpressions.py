@@ -79,7 +79,7 @@ class _Merger:
                 self._merge(node, earlier)
 
     def _merge(self, node: ir.Node, earlier: ir.Node) -> None:
-        pairs = [(v, kept) for v, kept in zip(node.outputs, earlier.outputs, strict=True) if _is_needed(v)]
+        pairs = [(v, kept) for v, kept in zip(node.outputs, earlier.outputs, strict=True) if _graphs.is_needed(v)]
         if any(not kept.name for _, kept in pairs):
             return  # the earlier node leaves out an optional output that the later one has
         clash = next((kept for v, kept in pairs if _graphs.ambiguous(v, kept, self._names)), None)
@@ -116,10 +116,6 @@ class _Merger:
         if function is not None:
             return all(map(self._is_pure, function.all_nodes()))
         return node.domain in _KNOWN_DOMAINS and node.op_type not in _RANDOM
-
-
-def _is_needed(value: ir.Value) -> bool:
-    return bool(value.uses()) or value.is_graph_output()
 
 
 def _attribute_key(attribute: ir.Attr) -> Hashable:

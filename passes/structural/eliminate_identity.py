@@ -105,7 +105,7 @@ def _unchanged(site: _Site) -> ir.Value | None:
     rule = _RULES.get(node.op_type)
     if rule is None or node.domain or _graphs.has_parameters(node) or not node.outputs:
         return None
-    if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
+    if any(map(_graphs.is_needed, node.outputs[1:])):
         return None
     index = rule(site)
     return None if index is None else site.input(index)
