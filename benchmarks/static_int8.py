@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from graphopt import compare, io, registry, runtime, spec, target
-from graphopt.latency import compare_latency
 from graphopt.data import LABELS, NpzData
+from graphopt.latency import compare_latency
 from graphopt.runtime import Session
 from graphopt.target import Target
 

@@ -76,9 +76,9 @@ def apply(
     place = find_target(target) if isinstance(target, str) else target
     chosen = [p if isinstance(p, Pass) else spec.from_entry(p) for p in passes]
     loaded = io.load(model)
-    io.check_writable(output, loaded.meta[io.FILES])
-    opened = begin(loaded, place, chosen, str(model))
     source = open_data(data) if data is not None else None
+    io.check_writable(output, [*loaded.meta[io.FILES], *(source.files if source else ())])
+    opened = begin(loaded, place, chosen, str(model))
     pipeline = Pipeline(opened, place, feeds_for(opened, source, seed, str(model)))
     for pass_ in chosen[len(opened.steps) :]:
         step = pipeline.run(pass_, strict=True)

@@ -13,8 +13,8 @@ from graphopt import runtime
 from graphopt.runtime import Arrays
 from graphopt.target import Target
 
-_DWARFS = 1e4
-"""An element this many times the median is a fill value, not a result."""
+_FILL = 1e4
+"""An element of at least this, and this many times the median, is a fill value (of a mask), not a result."""
 
 _GROUP = 64
 """Inner values tapped in one run when looking for a divergence; bounds memory."""
@@ -55,13 +55,13 @@ def mismatch(reference: np.ndarray, candidate: np.ndarray, rtol: float) -> str |
 
 
 def _scale(magnitudes: np.ndarray) -> float:
-    """Return the root mean square of the magnitudes that are not 10,000 times above their non-zero median."""
+    """Return the root mean square of the magnitudes that are results rather than fill values."""
     nonzero = magnitudes[magnitudes > 0]
     if not nonzero.size:
         return 0.0
-    middle = float(np.median(nonzero))
-    usual = np.minimum(magnitudes / middle, _DWARFS)
-    return middle * math.sqrt(float(np.mean(np.square(usual[usual < _DWARFS]))))
+    usual = magnitudes[magnitudes < _FILL * max(1.0, float(np.median(nonzero)))]
+    largest = float(np.max(usual, initial=0.0))
+    return largest * math.sqrt(float(np.mean(np.square(usual / largest)))) if largest else 0.0
 
 
 def first_mismatch(reference: Arrays, candidate: Arrays, rtol: float) -> str | None:

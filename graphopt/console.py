@@ -12,6 +12,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from graphopt.pipeline import Step
 
@@ -21,7 +22,7 @@ _MOST_ROWS = 6
 
 def console() -> Console:
     """Return the console for results. Off a terminal it is wide, so that nothing is folded in a log."""
-    return Console(width=None if sys.stdout.isatty() else 160)
+    return Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False)
 
 
 @contextlib.contextmanager
@@ -56,7 +57,7 @@ def print_steps(steps: Sequence[Step]) -> None:
         why = f"{step.reason}: {facts}" if facts and step.status == "kept" else step.reason
         table.add_row(
             step.spec,
-            f"[{_STYLE[step.status]}]{step.status}",
+            Text(step.status, style=_STYLE[step.status]),
             why,
             _arrow(*step.nodes),
             _arrow(*step.bytes),
@@ -69,8 +70,6 @@ def print_steps(steps: Sequence[Step]) -> None:
             out.print(
                 f"  {step.spec.partition('{')[0]} left {node} alone: {reason}",
                 style="dim",
-                highlight=False,
-                markup=False,
             )
         if len(step.skipped) > _MOST_ROWS:
             out.print(

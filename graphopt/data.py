@@ -29,6 +29,8 @@ class Data(abc.ABC):
     """A labelled or unlabelled data set that can be read several times."""
 
     name: str
+    files: tuple[Path, ...] = ()
+    """What it lies in, so that no output overwrites it."""
 
     def __str__(self) -> str:
         """Return the name, so that a specification string shows where the data came from."""
@@ -164,6 +166,7 @@ class NpzData(_Arrays):
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.files = (path,)
         arrays = {}
         try:
             with zipfile.ZipFile(path) as archive:

@@ -36,6 +36,9 @@ PROTOBUF_LIMIT = 2**31 - 2**24
 RENAMED = "graphopt.renamed"
 """Key of `Model.meta`: `(old, new)` names of redeclared values that `load` had to rename."""
 
+SORTED = "graphopt.sorted"
+"""Key of `Model.meta`: how many graphs' nodes were out of order, which onnx_ir cannot copy."""
+
 FILES = "graphopt.files"
 """Key of `Model.meta`: the paths a loaded model came from, its external data included."""
 
@@ -46,8 +49,8 @@ PROVENANCE = "graphopt"
 def load(path: str | Path) -> ir.Model:
     """Read a model. Tensors stay on disk or in the file's buffer until they are used.
 
-    Values defined more than once are renamed (see `graphopt.redeclared`); what was renamed is listed in
-    `model.meta[RENAMED]`.
+    Values defined more than once are renamed (see `graphopt.redeclared`), and nodes out of order are sorted;
+    `model.meta` tells of both under RENAMED and SORTED.
 
     Raises:
         UserError: the file is missing, truncated or not an ONNX model, or its external data is missing,
@@ -70,6 +73,7 @@ def load(path: str | Path) -> ir.Model:
     except (ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: malformed model: {_root_cause(error)}; export it again") from None
     model.meta[RENAMED] = renamed
+    model.meta[SORTED] = _sort(model, path)
     model.meta[FILES] = [path, *_attach_external_data(model, path)]
     return model
 
@@ -121,10 +125,9 @@ def check_writable(path: str | Path, inputs: Sequence[Path] = ()) -> None:
         UserError: it is a folder, lies in a folder that is missing or not writable, or hits one of `inputs`.
     """
     path = Path(path)
-    targets = (path, path.with_name(f"{path.name}.data"))
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a file, such as {path / 'model.onnx'}")
-    for target in targets:
+    for target in (path, path.with_name(f"{path.name}.data")):
         if target.exists() and any(source.exists() and target.samefile(source) for source in inputs):
             raise UserError(f"{target}: is also the input; write to another file")
     with _writing(path):
@@ -219,6 +222,19 @@ def version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _sort(model: ir.Model, path: Path) -> int:
+    """Put the nodes of every graph and function in topological order; return how many were not."""
+    owners = (model.graph, *(function.graph for function in model.functions.values()))
+    graphs = [graph for owner in owners for graph in (owner, *owner.subgraphs())]
+    before = [list(graph) for graph in graphs]
+    try:
+        for owner in owners:
+            owner.sort()
+    except ValueError:
+        raise UserError(f"{path}: malformed model: its nodes form a cycle; export it again") from None
+    return sum(list(graph) != nodes for graph, nodes in zip(graphs, before, strict=True))
 
 
 def _attach_external_data(model: ir.Model, path: Path) -> list[Path]:

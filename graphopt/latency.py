@@ -16,8 +16,9 @@ from graphopt.target import Target
 from graphopt.target import find as find_target
 
 _BLOCK_SECONDS = 0.004
-_FEW_ROUNDS = 5
 _MANY_ROUNDS = 20
+_FEW_ROUNDS = 5
+_GRACE_SECONDS = 5.0
 _WIDTH = 0.02
 
 
@@ -55,7 +56,8 @@ def interleave(
     Args:
         sessions: what to time.
         feeds: inputs of every run.
-        seconds: how long to go on at most (but for 5 rounds at least).
+        seconds: how long to go on at most, but for 20 rounds at least; models too slow for that get 5
+            seconds more, and 5 rounds at least.
         rounds: exactly this many rounds instead.
         enough: tells from the times so far whether to stop early; asked every 20 rounds.
     """
@@ -69,7 +71,12 @@ def interleave(
             row[index] = _block(sessions[index], feeds, repeats[index])
         times.append(row)
         order.reverse()
-        if rounds is None and len(times) >= _FEW_ROUNDS and time.perf_counter() > deadline:
+        late = time.perf_counter() - deadline
+        if (
+            rounds is None
+            and late > (0 if len(times) >= _MANY_ROUNDS else _GRACE_SECONDS)
+            and len(times) >= _FEW_ROUNDS
+        ):
             break
         if rounds is None and len(times) % _MANY_ROUNDS == 0 and enough(np.array(times)):
             break

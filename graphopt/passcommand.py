@@ -22,7 +22,13 @@ def apply_options(fields: Collection[str] = ()) -> list[click.Option]:
         click.Option(["-o", "--output"], required=True, metavar="OUT", help="Path of the model to write."),
         click.Option(["--data"], help="Inputs to verify on; by default seeded random ones."),
         click.Option(["--target"], default="cpu", show_default=True, help="Where to verify: cpu, cuda, reference."),
-        click.Option(["--seed"], default=0, show_default=True, help="Seed of the random inputs for verification."),
+        click.Option(
+            ["--seed"],
+            type=click.IntRange(0),
+            default=0,
+            show_default=True,
+            help="Seed of the random inputs for verification.",
+        ),
         click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object instead of a table."),
     ]
     return [option for option in made if option.name not in fields]
@@ -70,9 +76,7 @@ def run_and_print(
 def _print(done: Applied) -> None:
     print_steps(done.steps)
     if done.output:
-        console().print(
-            f"{done.output}: {size(done.bytes[1])}, was {size(done.bytes[0])}", highlight=False, soft_wrap=True
-        )
+        console().print(f"{done.output}: {size(done.bytes[1])}, was {size(done.bytes[0])}", soft_wrap=True)
     else:
         console().print("verification failed; nothing was written", style="bold red")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -66,6 +66,15 @@ class Runtime(abc.ABC):
         """Return the graph as the runtime itself rewrites it for the target, or None if it does not tell."""
         del model, target
         return None
+
+
+def flatten(name: str, value: Any) -> dict[str, np.ndarray]:
+    """Spread a runtime's result into named arrays: sequences and maps become `name[i]`, an absent optional nothing."""
+    if isinstance(value, list):
+        return {key: array for i, item in enumerate(value) for key, array in flatten(f"{name}[{i}]", item).items()}
+    if isinstance(value, dict):
+        return {f"{name}[{key}]": np.asarray(item) for key, item in value.items()}
+    return {} if value is None else {name: np.asarray(value)}
 
 
 def ports(values: Sequence[ir.Value]) -> tuple[Port, ...]:

@@ -173,8 +173,14 @@ def _error(name: str, rows: list[tuple[np.ndarray, np.ndarray]]) -> OutputError:
             float("inf") if equal else float("-inf"),
             mismatch,
         )
-    errors = [np.abs(a.astype(np.float64) - b.astype(np.float64))[np.isfinite(a.astype(np.float64))] for a, b in rows]
-    flat = np.concatenate([e.ravel() for e in errors])
+    flat = np.concatenate([_absolute_errors(a, b) for a, b in rows])
     sums = np.sum([compare.sqnr_sums(a, b) for a, b in rows], axis=0)
     largest, mean = (float(flat.max()), float(flat.mean())) if flat.size else (0.0, 0.0)
     return OutputError(name, largest, mean, compare.decibels(*map(float, sums)), mismatch)
+
+
+def _absolute_errors(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
+    """Return |candidate - reference| where the reference is finite, flat."""
+    a, b = reference.astype(np.float64), candidate.astype(np.float64)
+    finite = np.isfinite(a)
+    return np.asarray(np.abs(b[finite] - a[finite]))

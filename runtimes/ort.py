@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from graphopt import io
 from graphopt.errors import UserError
-from graphopt.runtime import Arrays, ExecutionError, Runtime, Session
+from graphopt.runtime import Arrays, ExecutionError, Runtime, Session, flatten
 from graphopt.target import Target
 
 _SILENT = 4
@@ -87,17 +87,8 @@ class OrtSession(Session):
             raise ExecutionError(_one_line(error)) from error
         arrays: dict[str, np.ndarray] = {}
         for name, value in zip(names, values, strict=True):
-            arrays.update(_flat(name, value))
+            arrays.update(flatten(name, value))
         return arrays
-
-
-def _flat(name: str, value: Any) -> dict[str, np.ndarray]:
-    """Spread sequences and maps into arrays named `name[i]`; an absent optional has no arrays."""
-    if isinstance(value, list):
-        return {key: array for i, item in enumerate(value) for key, array in _flat(f"{name}[{i}]", item).items()}
-    if isinstance(value, dict):
-        return {f"{name}[{key}]": np.asarray(item) for key, item in value.items()}
-    return {} if value is None else {name: np.asarray(value)}
 
 
 def _one_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from graphopt import io
-from graphopt.runtime import Arrays, ExecutionError, Runtime, Session
+from graphopt.runtime import Arrays, ExecutionError, Runtime, Session, flatten
 from graphopt.target import Target
 
 
@@ -36,4 +36,7 @@ class ReferenceSession(Session):
             values = self._evaluator.run(names, dict(feeds))
         except Exception as error:  # operators are plain numpy code and raise whatever numpy raises
             raise ExecutionError(f"reference evaluator: {' '.join(str(error).split())[:400]}") from error
-        return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
+        arrays: dict[str, np.ndarray] = {}
+        for name, value in zip(names, values, strict=True):
+            arrays.update(flatten(name, value))
+        return arrays

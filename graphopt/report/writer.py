@@ -23,8 +23,9 @@ def check(folder: str | None) -> None:
     """
     if folder is None:
         return
-    if Path(folder).exists() and not Path(folder).is_dir():
-        raise UserError(f"{folder}: is a file; --report takes a folder")
+    existing = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"{existing}: is a file; --report takes a folder")
     if importlib.util.find_spec("jinja2") is None:
         raise UserError("--report needs jinja2 for its HTML; run pip install 'graphopt[report]'")
 

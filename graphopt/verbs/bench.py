@@ -10,11 +10,15 @@ import click
 @click.command("bench")
 @click.argument("models", nargs=-1, required=True)
 @click.option("--target", default="cpu", show_default=True, help="Where to run: cpu, cuda, reference.")
-@click.option("--threads", default=0, help="Threads within an operator; 0 lets the runtime decide.")
+@click.option(
+    "--threads", type=click.IntRange(0), default=0, help="Threads within an operator; 0 lets the runtime decide."
+)
 @click.option("--batch", default="1", show_default=True, help="Batch sizes, such as 1,32.")
 @click.option("--runs", type=click.IntRange(2), help="Rounds per batch size; by default as many as fit in --seconds.")
 @click.option("--seconds", default=3.0, show_default=True, help="Time per batch size.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the inputs and the bootstrap.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the inputs and the bootstrap."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def command(
     models: tuple[str, ...],

@@ -42,7 +42,7 @@ def command(model: str, as_json: bool) -> None:
         rows.append(("made by", json.dumps(found.provenance)))
     out = console()
     for name, text in rows:
-        out.print(f"{name:14}{text}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"{name:14}{text}", soft_wrap=True)
 
 
 def _port(port: Port) -> str:

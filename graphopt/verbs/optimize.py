@@ -32,8 +32,12 @@ if TYPE_CHECKING:
     help="Largest accepted drop of the metric: 0.005 is absolute, 0.5% relative.",
 )
 @click.option("--target", default="cpu", show_default=True, help="Where the model will run: cpu, cuda, reference.")
-@click.option("--threads", default=0, help="Threads within an operator; 0 lets the runtime decide.")
-@click.option("--batch", default=1, show_default=True, help="Samples per run when measuring latency.")
+@click.option(
+    "--threads", type=click.IntRange(0), default=0, help="Threads within an operator; 0 lets the runtime decide."
+)
+@click.option(
+    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Samples per run when measuring latency."
+)
 @click.option("--recipe", default="default", show_default=True, metavar="FILE|NAME", help="What to run.")
 @click.option(
     "--report", metavar="DIR", help="Folder for report.json and report.html; by default OUT's name with .report.json."
@@ -41,7 +45,9 @@ if TYPE_CHECKING:
 @click.option(
     "--keep-metadata", is_flag=True, help="Keep the metadata that exporters leave in nodes, source paths included."
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of random inputs and resampling.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of random inputs and resampling."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def command(
     model: str, output: str, report: str | None, as_json: bool, target: str, threads: int, **options: Any
@@ -51,6 +57,7 @@ def command(
     Without --data only lossless passes run, verified on seeded random inputs. With it, int8 quantization
     is tried and kept if the metric stays within its budget and the model measures faster.
     """
+
     from graphopt.console import print_json, progress
     from graphopt.optimizer import optimize
     from graphopt.report import writer
@@ -68,6 +75,8 @@ def command(
 
 
 def _print(done: Report, place: Path) -> None:
+    from rich.text import Text
+
     from graphopt.console import console, print_steps, size
 
     print_steps(done.steps)
@@ -97,8 +106,8 @@ def _print(done: Report, place: Path) -> None:
     rows.append(("report", str(place)))
     out.print()
     for name, text in rows:
-        out.print(f"[bold]{name:10}[/] {text}", highlight=False, soft_wrap=True)
+        out.print(Text(f"{name:10} ", "bold"), text, sep="", soft_wrap=True)
     for note in done.notes:
-        out.print(f"[yellow]note[/]       {note}", highlight=False, soft_wrap=True)
+        out.print(Text("note       ", "yellow"), note, sep="", soft_wrap=True)
     if not done.met:
-        out.print("[bold red]the gate was not met[/]")
+        out.print("the gate was not met", style="bold red")

@@ -13,6 +13,8 @@ def command(name: str | None, as_json: bool) -> None:
     import dataclasses
     import sys
 
+    from rich.text import Text
+
     from graphopt import registry, spec
     from graphopt.console import console, print_json
 
@@ -22,7 +24,7 @@ def command(name: str | None, as_json: bool) -> None:
             print_json({"passes": [{"name": e.name, "family": e.group, "summary": e.summary} for e in found]})
         else:
             for e in found:
-                console().print(f"[bold]{e.name:34}[/] {e.group:14} {e.summary}", highlight=False)
+                console().print(Text(f"{e.name:34} ", "bold"), f"{e.group:14} {e.summary}", sep="", soft_wrap=True)
         return
     cls = registry.find("pass", name)
     types = spec.field_types(cls)
@@ -40,9 +42,7 @@ def command(name: str | None, as_json: bool) -> None:
         print_json({"name": name, "contract": dataclasses.asdict(cls.contract), "fields": fields, "description": text})
         return
     out = console()
-    out.print(f"[bold]{name}[/] ({cls.contract.kind})\n", highlight=False)
-    out.print(text, highlight=False, markup=False)
+    out.print(Text(name, "bold"), f"({cls.contract.kind})\n")
+    out.print(text)
     for field in fields:
-        out.print(
-            f"\n[bold]{field['name']}[/]: {field['type']} = {field['default']!r}\n    {field['help']}", highlight=False
-        )
+        out.print(f"\n{field['name']}: {field['type']} = {field['default']!r}\n    {field['help']}")

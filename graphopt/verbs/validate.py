@@ -24,7 +24,9 @@ import click
 )
 @click.option("--min-sqnr", type=float, metavar="DB", help="Gate: smallest signal-to-noise ratio of every output, dB.")
 @click.option("--target", default="cpu", show_default=True, help="Where to run: cpu, cuda, reference.")
-@click.option("--seed", default=0, show_default=True, help="Seed of random inputs and resampling.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of random inputs and resampling."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def command(model: str, reference: str | None, as_json: bool, **options: Any) -> None:
     """Check that MODEL loads, runs, and computes what its reference computes.
@@ -53,11 +55,11 @@ def command(model: str, reference: str | None, as_json: bool, **options: Any) ->
     if done.metric:
         m = done.metric
         interval = f" (95 % interval {m.ci95[0]:+.4f} to {m.ci95[1]:+.4f})" if m.ci95 else ""
-        out.print(f"{m.name} {m.before:.4f} -> {m.after:.4f}, drop {m.drop:+.4f}{interval}", highlight=False)
+        out.print(f"{m.name} {m.before:.4f} -> {m.after:.4f}, drop {m.drop:+.4f}{interval}")
     elif done.score is not None:
-        out.print(f"{options['metric']} {done.score:.4f}", highlight=False)
+        out.print(f"{options['metric']} {done.score:.4f}")
     for failure in done.failures:
-        out.print(f"gate not met: {failure}", style="red", highlight=False)
+        out.print(f"gate not met: {failure}", style="red")
     if done.met:
         out.print("the model loads and runs" + (" and meets its gates" if reference else ""))
     sys.exit(0 if done.met else 3)

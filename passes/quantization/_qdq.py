@@ -50,6 +50,7 @@ class Writer:
         self._dequantized: dict[Stored, ir.Value] = {}
         self._parameters = Parameters(self._new)
         self._obsolete: list[ir.Node] = []
+        self._inferable: list[ir.Value] = []
         self._unit_of = {unit.node: unit for unit in plan.units}
         self._read_as_integers = {value for unit in plan.units for value in unit.inputs}
         self._read_as_float = {
@@ -72,14 +73,15 @@ class Writer:
                 self._serve(value, readers)
         for node in reversed(self._obsolete):
             self._graph.remove(node, safe=True)
+        for value in self._inferable:  # what follows from the operator; spelling it out costs bytes
+            value.type = value.shape = None
 
     def _reads_integers(self, node: ir.Node, index: int) -> bool:
         return node in self._unit_of and (index == 0 or node.op_type in MANY_INPUTS)
 
     def _compute(self, unit: Unit) -> None:
         node = unit.node
-        activations = set(unit.inputs)
-        rank = len(unit.inputs[0].shape or ())
+        activations = unit.inputs
         if unit.has_weight:
             self._parameters.write(unit, self._store(unit.inputs[0]).grid.scale)
         for index, value in enumerate(node.inputs):
@@ -91,18 +93,18 @@ class Writer:
                 assert value is not None
                 node.replace_input_with(index, self._operand(array, value.name or "constant", node))
         if node.op_type in ("HardSigmoid", "HardSwish"):
-            self._harden(node, self._store(unit.inputs[0]))
+            self._harden(node, self._store(activations[0]))
         output, result = unit.outputs[0], unit.result
         if unit.float_result and output not in self._read_as_integers:
             return
         grid = self._grid(output)
         integers = self._new.quantize(result, grid, f"{output.name}_q")
         if node.op_type == "ReduceMean":
-            integers = self._pool(node, integers, rank)
+            integers = self._pool(node, integers, len(activations[0].shape or ()))
         self._stored[output] = Stored(integers, grid)
         self._obsolete += unit.clamps
         if not result.is_graph_output():
-            result.type = result.shape = None  # follows from the operator; spelling it out costs bytes
+            self._inferable.append(result)
 
     def _pool(self, node: ir.Node, integers: ir.Value, rank: int) -> ir.Value:
         """Turn a ReduceMean over all spatial axes into GlobalAveragePool; return its integers in the right shape."""

@@ -58,7 +58,7 @@ class Quantized:
 
 @pytest.fixture(scope="session")
 def build(parse: Callable[[str], ir.Model]) -> Callable[..., ir.Model]:
-    """Make a model of ONNX text in which some inputs are initializers: given arrays, or shapes to fill at random."""
+    """Make a model of ONNX text in which some inputs are initializers: arrays, or shapes to fill at random."""
 
     def make(text: str, **weights: Any) -> ir.Model:
         model = parse(text)
@@ -66,7 +66,8 @@ def build(parse: Callable[[str], ir.Model]) -> Callable[..., ir.Model]:
         for value in list(model.graph.inputs):
             if value.name in weights:
                 given = weights[value.name]
-                array = given if isinstance(given, np.ndarray) else rng.normal(0, 0.2, given).astype(np.float32)
+                drawn = isinstance(given, (tuple, list))
+                array = rng.normal(0, 0.2, given).astype(np.float32) if drawn else np.asarray(given)
                 model.graph.inputs.remove(value)
                 value.const_value = ir.tensor(array, name=value.name)
                 value.type, value.shape = ir.TensorType(value.const_value.dtype), ir.Shape(array.shape)
