@@ -130,9 +130,9 @@ def test_on_another_target(graphopt, model, out):
 def test_a_large_model_end_to_end(graphopt, model_file, out, monkeypatch, tmp_path):
     """Everything works above the limit of protobuf, with external data in and out."""
     path = model_file(
-        TEXT.replace("float[3]", "float[60]")
-        .replace("N,3", "N,60")
-        .replace("{1.0, 2.0, 3.0}", "{" + "1.0," * 59 + "1.0}")
+        TEXT.replace("float[3]", "float[100]")
+        .replace("N,3", "N,100")
+        .replace("{1.0, 2.0, 3.0}", "{" + "1.0," * 99 + "1.0}")
     )
     monkeypatch.setattr(io, "PROTOBUF_LIMIT", 100)
     ran = graphopt("apply", path, "coarsen{factor=1.25}", "-o", out, "--json")

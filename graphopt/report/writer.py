@@ -25,7 +25,7 @@ def check(folder: str | None) -> None:
         return
     existing = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
     if not existing.is_dir():
-        raise UserError(f"{existing}: is a file; --report takes a folder")
+        raise UserError(f"{folder}: cannot be a folder, since {existing} is a file; choose another --report")
     if importlib.util.find_spec("jinja2") is None:
         raise UserError("--report needs jinja2 for its HTML; run pip install 'graphopt[report]'")
 

@@ -11,11 +11,10 @@ from graphopt.passes.quantization._weights import quantize_bias, quantize_weight
 
 
 class Parameters:
-    """Writes parameters, one weight once for all units that share it on the same grid."""
+    """Writes parameters; a weight that units share on the same grid is stored once."""
 
     def __init__(self, new: Nodes) -> None:
         self._new = new
-        self._weights: dict[tuple[ir.Value, int, float, bytes], ir.Value] = {}
 
     def write(self, unit: Unit, input_scale: float) -> None:
         """Give a unit with a constant weight an int8 weight and an int32 bias.
@@ -36,7 +35,11 @@ class Parameters:
         if old is not None:
             bias = np.broadcast_to(_array(old).reshape(-1) * np.float32(beta), (weight.shape[axis],))
         scales = weight_scales(weight, axis, bias, input_scale)
-        node.replace_input_with(1, self._weight(node, weight, scales, axis, alpha))
+        integers = quantize_weight(weight, scales, axis)
+        # Zero by default, but ONNX Runtime 1.31 makes no integer Gemm of a weight that does not say so.
+        zeros = np.zeros(scales.shape, np.int8)
+        name = _name(node.inputs[1], "weight")
+        node.replace_input_with(1, self._new.dequantize_constant(integers, scales, zeros, name, axis, user=node))
         if bias is not None:
             assert old is not None
             scales = scales * np.float32(input_scale)
@@ -44,20 +47,8 @@ class Parameters:
             if unit.bias:  # an Add may broadcast, so its operand keeps its shape
                 integers = integers.reshape(_array(old).shape)
             axis = integers.ndim - 1
-            new = self._new.dequantize_constant(integers, scales, None, old.name or "bias", axis, user=holder)
+            new = self._new.dequantize_constant(integers, scales, None, _name(old, "bias"), axis, user=holder)
             holder.replace_input_with(index, new)
-
-    def _weight(self, node: ir.Node, weight: np.ndarray, scales: np.ndarray, axis: int, alpha: float) -> ir.Value:
-        old = node.inputs[1]
-        assert old is not None
-        key = (old, axis, alpha, scales.tobytes())
-        if key not in self._weights:
-            integers = quantize_weight(weight, scales, axis)
-            # Zero by default, but ONNX Runtime 1.31 makes no integer Gemm of a weight that does not say so.
-            zero_point = np.zeros(scales.shape, np.int8)
-            name = old.name or "weight"
-            self._weights[key] = self._new.dequantize_constant(integers, scales, zero_point, name, axis, user=node)
-        return self._weights[key]
 
 
 def _bias_of(unit: Unit) -> tuple[ir.Node, int]:
@@ -71,3 +62,7 @@ def _array(value: ir.Value | None) -> np.ndarray:
     array = constant(value)
     assert array is not None
     return array
+
+
+def _name(value: ir.Value | None, default: str) -> str:
+    return value.name or default if value is not None else default

@@ -81,7 +81,8 @@ class Writer:
 
     def _compute(self, unit: Unit) -> None:
         node = unit.node
-        activations = unit.inputs
+        activations, output, result = unit.inputs, unit.outputs[0], unit.result
+        yields_float = unit.float_result and output not in self._read_as_integers
         if unit.has_weight:
             self._parameters.write(unit, self._store(unit.inputs[0]).grid.scale)
         for index, value in enumerate(node.inputs):
@@ -94,8 +95,7 @@ class Writer:
                 node.replace_input_with(index, self._operand(array, value.name or "constant", node))
         if node.op_type in ("HardSigmoid", "HardSwish"):
             self._harden(node, self._store(activations[0]))
-        output, result = unit.outputs[0], unit.result
-        if unit.float_result and output not in self._read_as_integers:
+        if yields_float:
             return
         grid = self._grid(output)
         integers = self._new.quantize(result, grid, f"{output.name}_q")

@@ -41,7 +41,7 @@ def quantize_weight(weight: np.ndarray, scales: np.ndarray, axis: int) -> np.nda
     shape = [1] * weight.ndim
     shape[axis] = -1
     steps = np.rint(weight.astype(np.float64) / scales.astype(np.float64).reshape(shape))
-    result: np.ndarray = np.clip(steps, -127, 127).astype(np.int8)
+    result: np.ndarray = steps.astype(np.int8)
     return result
 
 

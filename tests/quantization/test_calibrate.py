@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from graphopt.passes.quantization import _ranges, calibrate
+from graphopt.passes.quantization._graphs import infer_types
 from graphopt.passes.quantization.calibrate import Calibrate
 
 from graphopt import compare, io, runtime, spec, target
@@ -170,7 +171,9 @@ def test_subgraphs_that_capture_are_no_obstacle(build, sample):
 
 def test_late_observers_come_first(net):
     """ONNX Runtime works from the last node; were the order the other way, it would keep every activation."""
+    infer_types(net)
     values = calibrate.wanted(net.graph)
+    assert len(values) == 4
     observers = [node for node in calibrate._observed(net, values).graph if node.op_type.startswith("Reduce")]
     assert [node.inputs[0].name for node in observers[::3]] == [value.name for value in reversed(values)]
 
