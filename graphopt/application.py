@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -64,7 +64,8 @@ def apply(
         model: path of the .onnx file.
         passes: specification strings, recipe entries or passes.
         output: path to write.
-        data: inputs to verify on (see `graphopt.data.open_data`); by default seeded random ones.
+        data: inputs to verify on (see `graphopt.data.open_data`); by default the data that a pass is given
+            (random inputs would lie outside the ranges calibrated on it), else seeded random ones.
         target: where to verify.
         seed: of the random inputs.
         on_step: called after each pass.
@@ -76,7 +77,8 @@ def apply(
     place = find_target(target) if isinstance(target, str) else target
     chosen = [p if isinstance(p, Pass) else spec.from_entry(p) for p in passes]
     loaded = io.load(model)
-    source = open_data(data) if data is not None else None
+    given = data if data is not None else _calibration(chosen)
+    source = open_data(given) if given is not None else None
     io.check_writable(output, [*loaded.meta[io.FILES], *(source.files if source else ())])
     opened = begin(loaded, place, chosen, str(model))
     pipeline = Pipeline(opened, place, feeds_for(opened, source, seed, str(model)))
@@ -96,3 +98,12 @@ def apply(
     nodes = sum(1 for _ in io.nodes(loaded)), sum(1 for _ in io.nodes(pipeline.model))
     written = str(output) if met else None
     return Applied(str(model), written, place.name, pipeline.steps, nodes, sizes, met, time.perf_counter() - start)
+
+
+def _calibration(passes: Sequence[Pass]) -> Any:
+    """Return the data that one of the passes is given, or None."""
+    for pass_ in passes:
+        for field in dataclasses.fields(cast(Any, pass_)):
+            if field.metadata.get("source") and getattr(pass_, field.name) != field.default:
+                return getattr(pass_, field.name)
+    return None

@@ -13,8 +13,8 @@ from graphopt import runtime
 from graphopt.runtime import Arrays
 from graphopt.target import Target
 
-_FILL = 1e4
-"""An element of at least this, and this many times the median, is a fill value (of a mask), not a result."""
+_DWARFS = 1e6
+"""An element this many times the median, and equal in both arrays, is a fill value rather than a result."""
 
 _GROUP = 64
 """Inner values tapped in one run when looking for a divergence; bounds memory."""
@@ -47,19 +47,19 @@ def mismatch(reference: np.ndarray, candidate: np.ndarray, rtol: float) -> str |
         return "NaN or infinity in other places"
     with np.errstate(over="ignore"):
         a, b = np.abs(a[finite]), np.abs(b[finite] - a[finite])
-        allowed = rtol * a + rtol * _scale(a)
+        allowed = rtol * a + rtol * _scale(a, b)
     if bool(np.all(b <= allowed)):  # of nothing, too
         return None
     worst = int(np.argmax(b - allowed))
     return f"largest error {b[worst]:.3g} where {allowed[worst]:.3g} is allowed"
 
 
-def _scale(magnitudes: np.ndarray) -> float:
+def _scale(magnitudes: np.ndarray, errors: np.ndarray) -> float:
     """Return the root mean square of the magnitudes that are results rather than fill values."""
     nonzero = magnitudes[magnitudes > 0]
     if not nonzero.size:
         return 0.0
-    usual = magnitudes[magnitudes < _FILL * max(1.0, float(np.median(nonzero)))]
+    usual = magnitudes[(magnitudes < _DWARFS * np.median(nonzero)) | (errors > 0)]
     largest = float(np.max(usual, initial=0.0))
     return largest * math.sqrt(float(np.mean(np.square(usual / largest)))) if largest else 0.0
 

@@ -267,18 +267,21 @@ def _attach_external_data(model: ir.Model, path: Path) -> list[Path]:
 
 def _install(files: Sequence[Path], folder: Path) -> None:
     """Move files into a folder, where they replace those of the same names: all of them or, on an error, none."""
-    replaced: list[tuple[Path, Path]] = []
+    placed: list[Path] = []
+    kept: list[tuple[Path, Path]] = []
     try:
         for file in files:
             target = folder / file.name
-            if target.exists() and file is not files[-1]:
-                kept = file.with_name(f"{file.name}.kept")
-                os.link(target, kept)
-                replaced.append((kept, target))
+            if target.exists() and file is not files[-1]:  # the last one is replaced in a single step
+                os.replace(target, file.with_name(f"{file.name}.kept"))
+                kept.append((file.with_name(f"{file.name}.kept"), target))
             os.replace(file, target)
+            placed.append(target)
     except OSError:
-        for kept, target in replaced:
-            os.replace(kept, target)
+        for target in placed:
+            target.unlink()
+        for old, target in kept:
+            os.replace(old, target)
         raise
 
 

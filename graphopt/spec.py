@@ -43,6 +43,8 @@ def parse(text: str) -> Pass:
         key, equals, value = word.partition("=")
         if not equals:
             raise UsageError(f"{name}: '{word}' is not field=value")
+        if key.replace("-", "_") in fields:
+            raise UsageError(f"{name}: field '{key}' is given twice")
         fields[key.replace("-", "_")] = value
     return build(name, fields)
 
@@ -116,7 +118,9 @@ def options(cls: type[Pass]) -> list[click.Option]:
         else:
             shown = _text(field.default) if field.default not in (None, "", ()) else False
             made.append(
-                click.Option([flag], default=None, help=help_, show_default=shown, metavar=_metavar(types_[field.name]))
+                click.Option(
+                    [flag], default=None, help=help_, show_default=shown, metavar=type_name(types_[field.name])
+                )
             )
     return made
 
@@ -127,13 +131,14 @@ def field_types(cls: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(typing.cast(Any, cls))}
 
 
-def _metavar(type_: Any) -> str:
+def type_name(type_: Any) -> str:
+    """Return how a field's type is called on the command line, such as `INTEGER` or `TEXT,...`."""
     if typing.get_origin(type_) is typing.Literal:
         return "|".join(map(str, typing.get_args(type_)))
     arguments = [a for a in typing.get_args(type_) if a not in (type(None), Ellipsis)]
     if typing.get_origin(type_) is tuple:
-        return f"{_metavar(arguments[0])},..."
-    return _metavar(arguments[0]) if arguments else {str: "TEXT", int: "INTEGER", float: "NUMBER"}.get(type_, "VALUE")
+        return f"{type_name(arguments[0])},..."
+    return type_name(arguments[0]) if arguments else {str: "TEXT", int: "INTEGER", float: "NUMBER"}.get(type_, "VALUE")
 
 
 def _text(value: Any) -> str:

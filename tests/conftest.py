@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import graphopt.passes
 import onnx
 import onnx.parser
 import onnx_ir as ir
 import pytest
 
+import graphopt.passes
 from graphopt import cli, registry
 
 HEADER = '<ir_version: 9, opset_import: ["": 18]>\n'

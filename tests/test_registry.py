@@ -7,9 +7,9 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-import graphopt.passes
 import pytest
 
+import graphopt.passes
 from graphopt import registry, spec
 from graphopt.errors import UsageError
 

@@ -31,7 +31,7 @@ def command(name: str | None, as_json: bool) -> None:
     fields = [
         {
             "name": f.name,
-            "type": str(getattr(types[f.name], "__name__", types[f.name])),
+            "type": spec.type_name(types[f.name]),
             "default": f.default,
             "help": f.metadata.get("help", ""),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+
 from graphopt.passes.quantization._graphs import attribute, constant, input_of
 
 

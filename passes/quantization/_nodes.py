@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
+
 from graphopt.passes.quantization._ranges import Grid
 
 
@@ -59,7 +60,7 @@ class Nodes:
         array: np.ndarray,
         scale: np.ndarray,
         zero_point: np.ndarray | None,
-        name: str,
+        name: str | None,
         axis: int | None,
         user: ir.Node,
     ) -> ir.Value:
@@ -73,6 +74,7 @@ class Nodes:
             axis: the channel axis, or None for a scalar scale.
             user: the first node to read the result.
         """
+        name = name or "constant"
         inputs = [self.tensor(array, f"{name}_q"), self.tensor(scale, f"{name}_s")]
         if zero_point is not None:
             inputs.append(self.tensor(zero_point, "zero"))

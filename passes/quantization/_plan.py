@@ -13,6 +13,7 @@ import math
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 
 import onnx_ir as ir
+
 from graphopt.passes.quantization._cut import UNBREAKABLE, sink_side
 from graphopt.passes.quantization._graphs import label
 from graphopt.passes.quantization._ranges import Range

@@ -14,11 +14,11 @@ from collections.abc import Iterable
 
 import numpy as np
 import onnx_ir as ir
-from graphopt.passes.quantization import _ranges
+
+from graphopt.passes.quantization import _parameters, _ranges
 from graphopt.passes.quantization._expand import hard_sigmoid
 from graphopt.passes.quantization._graphs import attribute, constant, sole_consumer
 from graphopt.passes.quantization._nodes import Nodes
-from graphopt.passes.quantization._parameters import Parameters
 from graphopt.passes.quantization._plan import Plan
 from graphopt.passes.quantization._ranges import Grid
 from graphopt.passes.quantization._units import MANY_INPUTS, Role, Unit, clamp_bounds, rescale
@@ -48,7 +48,6 @@ class Writer:
         self._new = Nodes(graph, taken)
         self._stored: dict[ir.Value, Stored] = {}
         self._dequantized: dict[Stored, ir.Value] = {}
-        self._parameters = Parameters(self._new)
         self._obsolete: list[ir.Node] = []
         self._inferable: list[ir.Value] = []
         self._unit_of = {unit.node: unit for unit in plan.units}
@@ -84,7 +83,7 @@ class Writer:
         activations, output, result = unit.inputs, unit.outputs[0], unit.result
         yields_float = unit.float_result and output not in self._read_as_integers
         if unit.has_weight:
-            self._parameters.write(unit, self._store(unit.inputs[0]).grid.scale)
+            _parameters.write(self._new, unit, self._store(unit.inputs[0]).grid.scale)
         for index, value in enumerate(node.inputs):
             array = constant(value) if node.op_type in MANY_INPUTS else None
             if value in activations:
@@ -92,7 +91,7 @@ class Writer:
                 node.replace_input_with(index, self._read(value))
             elif array is not None:
                 assert value is not None
-                node.replace_input_with(index, self._operand(array, value.name or "constant", node))
+                node.replace_input_with(index, self._operand(array, value.name, node))
         if node.op_type in ("HardSigmoid", "HardSwish"):
             self._harden(node, self._store(activations[0]))
         if yields_float:
@@ -103,8 +102,7 @@ class Writer:
             integers = self._pool(node, integers, len(activations[0].shape or ()))
         self._stored[output] = Stored(integers, grid)
         self._obsolete += unit.clamps
-        if not result.is_graph_output():
-            self._inferable.append(result)
+        self._inferable.append(result)
 
     def _pool(self, node: ir.Node, integers: ir.Value, rank: int) -> ir.Value:
         """Turn a ReduceMean over all spatial axes into GlobalAveragePool; return its integers in the right shape."""
@@ -204,10 +202,8 @@ class Writer:
             node.replace_input_with(index, self._read(value))
         if not value.is_graph_output():
             return
-        output = self._read(value)
-        if output.is_graph_output():  # two graph outputs hold the same tensor
-            stored = self._stored[value]
-            output = self._new.dequantize(stored.integers, stored.grid, f"{value.name}_dq")
+        stored = self._stored[value]
+        output = self._new.dequantize(stored.integers, stored.grid, f"{value.name}_dq")
         output.name, value.name = value.name, self._new.fresh(f"{value.name}_f")
         output.type, output.shape, output.doc_string = ir.TensorType(ir.DataType.FLOAT), value.shape, value.doc_string
         output.metadata_props.update(value.metadata_props)
@@ -216,7 +212,7 @@ class Writer:
             if old is value:
                 self._graph.outputs[index] = output
 
-    def _operand(self, array: np.ndarray, name: str, user: ir.Node) -> ir.Value:
+    def _operand(self, array: np.ndarray, name: str | None, user: ir.Node) -> ir.Value:
         """Return a constant operand as uint8, on a grid of its own."""
         grid = _ranges.grid(float(array.min(initial=0)), float(array.max(initial=0)))
         scale, zero_point = np.array(grid.scale, np.float32), np.array(grid.zero_point, np.uint8)

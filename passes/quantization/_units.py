@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx_ir as ir
+
 from graphopt.passes.quantization._expand import hard_sigmoid, pools_globally
 from graphopt.passes.quantization._graphs import (
     attribute,
@@ -96,12 +97,16 @@ class Unit:
     def float_result(self) -> bool:
         """Whether the kernel can yield float at no cost, as those of Gemm and MatMul can.
 
-        ONNX Runtime 1.31 makes no integer kernel of one that yields float to a Relu or Clip, nor of a product
-        of two activations that an Add follows.
+        ONNX Runtime 1.31 makes no integer kernel of one that yields float to a Relu or Clip, or to an addition
+        of which it can make the C of a float Gemm.
         """
         if self.node.op_type not in ("Gemm", "MatMul"):
             return False
-        spoilers = _CLAMPS if self.node.op_type == "Gemm" or self.has_weight else (*_CLAMPS, "Add")
+        spoilers = {*_CLAMPS}
+        if self.node.op_type == "Gemm":
+            spoilers |= {"Sum"} if input_of(self.node, 2) is None else set()
+        elif not self.bias and (self.result.shape is None or len(self.result.shape) <= 2):
+            spoilers.add("Add")
         return all(user.op_type not in spoilers for user in self.result.consumers())
 
 
@@ -112,7 +117,6 @@ ANCHORS = ("Conv", "Gemm", "MatMul")
 """Operators that int8 speeds up."""
 
 _CLAMPS = ("Relu", "Clip")
-
 
 _FOLD = "it reads what is computed from constants alone; run fold-constants first"
 

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from graphopt.passes.quantization import _ranges
-from graphopt.passes.quantization._graphs import constant, infer_types, is_float, label
-from graphopt.passes.quantization._units import Role, Unit, group
 from onnx_ir.passes import common
 
 from graphopt import runtime, target
 from graphopt.data import Batch, Data, batch_size, open_data
 from graphopt.errors import UserError
 from graphopt.passbase import EXACT, Pass, PreconditionError, Result, param
+from graphopt.passes.quantization import _ranges
+from graphopt.passes.quantization._graphs import constant, infer_types, is_float, label
+from graphopt.passes.quantization._units import Role, Unit, group
 
 _REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceSum")
 """The sum is there for NaN, which ONNX Runtime's minimum and maximum pass over in silence."""
@@ -63,11 +63,12 @@ class Calibrate(Pass):
 
     def call(self, model: ir.Model) -> Result:
         infer_types(model)
+        before = _ranges.read(model)
         _ranges.erase(model)
         values = wanted(model.graph)
         if not values:
             rows = [(label(node), reason) for node, reason in group(model.graph)[1].items()]
-            return Result(model, False, {"ranges": 0, "samples": 0}, rows)
+            return Result(model, bool(before), {"ranges": 0, "samples": 0}, rows)
         session = runtime.open_session(_observed(model, values), target.find("cpu", self.threads))
         data, ports = open_data(self.data), runtime.model_inputs(model)
         fixed = {port.shape[0] for port in ports if port.shape and isinstance(port.shape[0], int)}
@@ -82,7 +83,8 @@ class Calibrate(Pass):
                 skipped.append((where, f"'{value.name}' is NaN or infinite on this data; check the model and the data"))
             else:
                 _ranges.write(value, lo, hi)
-        return Result(model, True, {"ranges": len(values) - len(skipped), "samples": count}, skipped)
+        modified = _ranges.read(model) != before
+        return Result(model, modified, {"ranges": len(values) - len(skipped), "samples": count}, skipped)
 
 
 def wanted(graph: ir.Graph) -> list[ir.Value]:

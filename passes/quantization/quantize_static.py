@@ -13,14 +13,14 @@ from collections import Counter
 from collections.abc import Iterator
 
 import onnx_ir as ir
-from graphopt.passes.quantization import _islands, _opset, _plan, _ranges
-from graphopt.passes.quantization._graphs import constant, infer_types, label
-from graphopt.passes.quantization._qdq import Writer
-from graphopt.passes.quantization._units import ANCHORS
 from onnx_ir.passes import common
 
 from graphopt.errors import UsageError, did_you_mean
 from graphopt.passbase import LOSSY, Pass, PreconditionError, Result, param
+from graphopt.passes.quantization import _islands, _opset, _plan, _ranges
+from graphopt.passes.quantization._graphs import constant, infer_types, label
+from graphopt.passes.quantization._qdq import Writer
+from graphopt.passes.quantization._units import ANCHORS
 
 
 @dataclasses.dataclass(frozen=True)

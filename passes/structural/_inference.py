@@ -6,6 +6,7 @@ import dataclasses
 
 import onnx
 import onnx_ir as ir
+
 from graphopt.passes.structural import _graphs
 
 _SHOWN = 128

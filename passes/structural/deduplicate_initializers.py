@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
-from graphopt.passes.structural import _graphs
 
 from graphopt.passbase import Pass, Result
+from graphopt.passes.structural import _graphs
 
 _Kind = tuple[ir.DataType, tuple[int, ...]]
 _Key = tuple[_Kind, bytes]

@@ -16,9 +16,9 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
-from graphopt.passes.structural import _graphs
 
 from graphopt.passbase import Pass, Result
+from graphopt.passes.structural import _graphs
 
 _RANDOM = frozenset(
     {

@@ -14,11 +14,11 @@ from collections import Counter
 from dataclasses import dataclass
 
 import onnx_ir as ir
-from graphopt.passes.structural import _graphs
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
 from graphopt import io
 from graphopt.passbase import Pass, Result
+from graphopt.passes.structural import _graphs
 
 _DEFAULT_DOMAIN = {"", "ai.onnx"}
 _REPORTED = ("nodes", "initializers", "functions", "opset_imports")

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from graphopt.passes.structural import _graphs, _inference
 
 from graphopt.passbase import Pass, Result
+from graphopt.passes.structural import _graphs, _inference
 
 _UNBOUNDED = 2**31 - 1
 """Slices that end here or later run to the end of the axis, whatever its size."""

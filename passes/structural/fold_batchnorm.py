@@ -30,10 +30,10 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from graphopt.passes.structural import _graphs, _inference
 from onnxscript.rewriter import MatchContext
 
 from graphopt.passbase import FACT_PREFIX, Rewrite
+from graphopt.passes.structural import _graphs, _inference
 
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
 _FIRST_OPSET = 7

@@ -26,11 +26,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnx_ir as ir
-from graphopt.passes.structural import _graphs, _inference
 from onnx.reference import ReferenceEvaluator
 
 from graphopt import io
 from graphopt.passbase import FACT_PREFIX, Pass, Result, param
+from graphopt.passes.structural import _graphs, _inference
 
 _QUANTIZATION = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
 _RANDOM = frozenset(

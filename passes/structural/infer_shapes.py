@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx_ir as ir
-from graphopt.passes.structural import _inference
 
 from graphopt.passbase import Pass, Result
+from graphopt.passes.structural import _inference
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ from dataclasses import dataclass
 
 import onnx
 import onnx_ir as ir
-from graphopt.passes.structural import _graphs, _inference
 
 from graphopt import io
 from graphopt.passbase import Pass, Result
+from graphopt.passes.structural import _graphs, _inference
 
 _FIRST_WITH_OPSETS = 3
 """First IR version in which a model names its operator sets."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import onnx_ir as ir
-from graphopt.passes.structural import _graphs
 
 from graphopt.passbase import FACT_PREFIX, Pass, Result
+from graphopt.passes.structural import _graphs
 
 
 class _Documented(Protocol):

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphopt.passes.quantization.calibrate import Calibrate
-from graphopt.passes.quantization.quantize_static import QuantizeStatic
 
 from graphopt import compare, runtime, target
 from graphopt.passbase import Result
+from graphopt.passes.quantization.calibrate import Calibrate
+from graphopt.passes.quantization.quantize_static import QuantizeStatic
 
 CPU = target.find("cpu", 1)
 

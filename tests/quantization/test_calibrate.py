@@ -5,13 +5,13 @@ import json
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphopt.passes.quantization import _ranges, calibrate
-from graphopt.passes.quantization._graphs import infer_types
-from graphopt.passes.quantization.calibrate import Calibrate
 
 from graphopt import compare, io, runtime, spec, target
 from graphopt.errors import UsageError, UserError
 from graphopt.passbase import PreconditionError, Result
+from graphopt.passes.quantization import _ranges, calibrate
+from graphopt.passes.quantization._graphs import infer_types
+from graphopt.passes.quantization.calibrate import Calibrate
 
 NET = """
 net (float[N,3,6,6] x, float[4,3,3,3] w, float[4,4,3,3] v) => (float[N,4,6,6] y) {

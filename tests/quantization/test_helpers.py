@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from graphopt.passes.quantization import _cut, _islands, _ranges, _weights
 
 

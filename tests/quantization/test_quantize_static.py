@@ -3,13 +3,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphopt.passes.quantization import _ranges
-from graphopt.passes.quantization.calibrate import Calibrate
-from graphopt.passes.quantization.quantize_static import QuantizeStatic
 
 from graphopt import io, spec
 from graphopt.errors import UsageError
 from graphopt.passbase import PreconditionError
+from graphopt.passes.quantization import _ranges
+from graphopt.passes.quantization.calibrate import Calibrate
+from graphopt.passes.quantization.quantize_static import QuantizeStatic
 
 X = {"x": [4, 4, 8, 8]}
 LAYER = "(float[N,4,8,8] x, float[4,4,3,3] w1, float[4,4,3,3] w2, float[4] b1) => (float[N,4,D,E] y)"
@@ -147,11 +147,15 @@ def test_matmul_with_bias(build, sample, quantize, shape, bias):
     assert done.sqnr["y"] > 38
 
 
-@pytest.mark.parametrize("follow", ["Relu(m)", "Clip(m, c)", "Add(m, b)", "Softmax(m)"])
-def test_what_follows_a_product_does_not_drive_it_back_to_float(build, sample, quantize, follow):
+FOLLOWERS = ["Relu(m)", "Clip(m, c)", "Add(m, b)", "Add(h, m)", "Sum(m, h)", "Softmax(m)"]
+
+
+@pytest.mark.parametrize("product", ["MatMul(x, w)", "Gemm(x, w)", "Gemm(x, w, b)"])
+@pytest.mark.parametrize("follow", FOLLOWERS)
+def test_what_follows_a_product_does_not_drive_it_back_to_float(build, sample, quantize, product, follow):
     model = build(
-        f"g (float[N,8] x, float[8,6] w, float c, float[6] b) => (float[N,6] y) {{ m = MatMul(x, w) t = {follow} y = Sin(t) }}",
-        w=(8, 6), c=np.float32(0.1), b=(6,),
+        f"g (float[N,8] x, float[8,8] w, float c, float[8] b) => (float[N,8] y) {{ h = Tanh(x) m = {product} t = {follow} y = Sin(t) }}",
+        w=(8, 8), c=np.float32(0.1), b=(8,),
     )  # fmt: skip
     done = quantize(model, sample(x=[32, 8]))
     assert done.islands == []
@@ -331,11 +335,66 @@ def test_what_comes_first_stays_in_float(build, sample, quantize):
     assert done.kernels[:2] == ["Add", "QuantizeLinear"]
 
 
-def test_moved_floats_among_floats_are_left_alone(build, sample, quantize):
-    body = "t = Tanh(a) r = Transpose<perm=[0,1,3,2]>(t) u = Transpose<perm=[0,1,3,2]>(r) v = Sin(u) m = Relu(v)"
-    done = quantize(between(build, body), sample(**X))
+def test_a_relu_does_not_change_what_others_read_before_it(build, sample, quantize):
+    done = quantize(between(build, "m = Relu(a)", LAYER.replace("y)", "y, float[N,4,8,8] a)")), sample(**X))
+    assert done.outputs["a"].min() < 0
+    assert min(done.sqnr.values()) > 30
+
+
+def test_moved_floats_of_which_some_are_an_output(build, sample, quantize):
+    body = "t = Tanh(a) m = Transpose<perm=[0,1,3,2]>(t)"
+    done = quantize(between(build, body, LAYER.replace("y)", "y, float[N,4,8,8] m)")), sample(**X))
     assert done.nodes("Transpose")[0].outputs[0].dtype == ir.DataType.FLOAT
-    assert done.kernels.count("QuantizeLinear") == 2
+
+
+def test_a_product_yields_float_to_a_float_addition(build, sample, quantize):
+    model = build(
+        "g (float[N,4,8] x, float[8,8] w) => (float[N,4,8] y, float[N,4,8] s) { t = Tanh(x) m = MatMul(x, w) n = Add(m, t) s = Sin(n) y = MatMul(n, w) }",
+        w=(8, 8),
+    )
+    done = quantize(model, sample(x=[8, 4, 8]))
+    assert "MatMulIntegerToFloat" in done.kernels
+    assert "Add" in done.kernels
+    assert "DequantizeLinear" not in done.kernels
+    assert min(done.sqnr.values()) > 35
+
+
+def test_a_bias_that_adds_an_axis(build, sample, quantize):
+    model = build(
+        "g (float[N,8] x, float[8,6] w, float[1,1,6] b) => (float[1,N,6] y) { m = MatMul(x, w) y = Add(m, b) }",
+        w=(8, 6), b=(1, 1, 6),
+    )  # fmt: skip
+    done = quantize(model, sample(x=[32, 8]))
+    assert done.outputs["y"].shape == (1, 32, 6)
+    assert done.sqnr["y"] > 38
+
+
+def test_constants_that_are_not_folded_yet(build, sample, quantize):
+    model = build(
+        "g (float[N,8] x, float[2,4,6] w, float[8,6] v, int64[2] s) => (float[N,6] y, float[N,6] z) { k = Reshape(w, s) y = MatMul(x, k) z = MatMul(x, v) }",
+        w=(2, 4, 6), v=(8, 6), s=np.array([8, 6]),
+    )  # fmt: skip
+    done = quantize(model, sample(x=[32, 8]))
+    assert done.reasons["MatMul of 'y'"] == "it reads what is computed from constants alone; run fold-constants first"
+
+
+def test_indices_of_a_pool(build, sample, quantize):
+    head = LAYER.replace("y)", "y, int64[N,4,7,7] i)")
+    done = quantize(between(build, "m, i = MaxPool<kernel_shape=[2,2]>(a)", head), sample(**X))
+    assert done.reasons == {"MaxPool of 'm'": "its indices are used"}
+
+
+def test_types_that_follow_from_the_operator_are_not_spelled_out(build, sample, quantize):
+    done = quantize(between(build, "m = Relu(a)"), sample(**X))
+    assert "a" not in {info.name for info in io.to_proto(done.model).graph.value_info}
+
+
+def test_moved_floats_among_floats_are_left_alone(build, sample, quantize):
+    body = "t = Tanh(a) r = Transpose<perm=[0,1,3,2]>(t) m = Transpose<perm=[0,1,3,2]>(r) s = Sin(m)"
+    done = quantize(between(build, body, LAYER.replace("y)", "y, float[N,4,8,8] s)")), sample(**X))
+    assert done.reasons["Transpose of 'r'"] == "it sits among float nodes; integers would only add conversions"
+    assert [node.outputs[0].dtype for node in done.nodes("Transpose")] == [ir.DataType.FLOAT] * 2
+    assert len(done.nodes("QuantizeLinear")) == 4, "x, a, m, y"
 
 
 def test_float_islands_are_reported_under_their_own_names(build, sample, quantize):
@@ -449,6 +508,7 @@ def test_old_opsets_are_raised(parse, sample, quantize, opset):
     )
     done = quantize(model, sample(x=[2, 1, 4, 4]))
     assert done.model.opset_imports[""] == 13
+    assert done.model.ir_version == 7, "what opset 13 came with"
     assert done.islands == []
     assert done.kernels.count("QLinearConv") == 2
     assert done.sqnr["y"] > 30

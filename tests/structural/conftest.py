@@ -12,6 +12,7 @@ import pytest
 from graphopt import compare, runtime, target
 from graphopt.passbase import Pass, Result
 
+
 def run(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return runtime.open_session(model, target.find("cpu")).run(feeds)
 

@@ -2,9 +2,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from graphopt.passes.structural.repair import Repair
 
 from graphopt import io
+from graphopt.passes.structural.repair import Repair
 from graphopt.runtime import ExecutionError
 
 X = {"x": np.float32([1, 2])}

@@ -1,4 +1,5 @@
 import onnx_ir as ir
+
 from graphopt.passes.structural.strip_metadata import StripMetadata
 
 GRAPH = """
