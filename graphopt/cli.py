@@ -56,10 +56,10 @@ def cli(verbose: bool) -> None:
 
     Exit codes: 0 done; 1 you can fix it; 2 wrong usage; 3 a gate was not met.
     """
-    if verbose:
-        import logging
+    import logging
 
-        logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
+    # Without -v only errors: libraries warn about broken models, of which graphopt tells in its own words.
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.ERROR, format="%(name)s: %(message)s")
 
 
 def main() -> None:

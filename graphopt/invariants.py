@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import onnx_ir as ir
 
-from graphopt import io, runtime
+from graphopt import io, runtime, scopes
 
 STANDARD_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Domains that a pass may introduce: standard ONNX, and ONNX Runtime's documented contrib operators."""
@@ -32,11 +32,11 @@ def _same_outputs(before: ir.Model, after: ir.Model) -> str | None:
 
 
 def _defined_before_use(_: ir.Model, after: ir.Model) -> str | None:
-    for graph in (after.graph, *(function.graph for function in after.functions.values())):
-        reason = _undefined(graph, set())
-        if reason:
-            return reason
-    return None
+    return next((reason for graph in scopes.roots(after) if (reason := scopes.undefined(graph))), None)
+
+
+def _defined_once(_: ir.Model, after: ir.Model) -> str | None:
+    return next((reason for graph in scopes.roots(after) if (reason := _repeated(graph, frozenset()))), None)
 
 
 def _domains_imported(_: ir.Model, after: ir.Model) -> str | None:
@@ -57,6 +57,7 @@ CHECKS: tuple[Callable[[ir.Model, ir.Model], str | None], ...] = (
     _same_inputs,
     _same_outputs,
     _defined_before_use,
+    _defined_once,
     _domains_imported,
     _no_private_operators,
 )
@@ -66,31 +67,17 @@ def _names(ports: tuple[runtime.Port, ...]) -> list[str]:
     return [f"{port.name}:{port.dtype.name if port.dtype else 'any'}" for port in ports]
 
 
-def _undefined(graph: ir.Graph, outer: set[ir.Value]) -> str | None:
-    """Return why some value is used before or without a definition, or named like another one."""
-    defined = outer | set(graph.inputs) | set(graph.initializers.values())
-    names = {v.name for v in defined}
+def _repeated(graph: ir.Graph, outer: frozenset[str | None]) -> str | None:
+    """Return which name two values share, of those that can be seen from one place."""
+    names = set(outer) | {v.name for v in (*graph.inputs, *graph.initializers.values())}
     for node in graph:
-        for value in node.inputs:
-            if value is not None and value not in defined:
-                return f"node '{node.name}' uses '{value.name}' before it is defined"
         for attribute in node.attributes.values():
-            for subgraph in _subgraphs(attribute):
-                reason = _undefined(subgraph, defined)
+            for subgraph in scopes.subgraphs(attribute):
+                reason = _repeated(subgraph, frozenset(names))
                 if reason:
                     return reason
         for value in node.outputs:
             if value.name and value.name in names:
                 return f"value '{value.name}' is defined twice"
-            defined.add(value)
             names.add(value.name)
-    missing = [v.name for v in graph.outputs if v not in defined]
-    return f"output '{missing[0]}' is not computed" if missing else None
-
-
-def _subgraphs(attribute: ir.Attr) -> Sequence[ir.Graph]:
-    if attribute.is_ref():
-        return ()
-    if attribute.type == ir.AttributeType.GRAPH:
-        return (attribute.as_graph(),)
-    return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else ()
+    return None

@@ -18,6 +18,7 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 
+from graphopt import scopes
 from graphopt.errors import UserError
 from graphopt.redeclared import rename_redeclared
 
@@ -225,8 +226,12 @@ def version(distribution: str) -> str | None:
 
 
 def _sort(model: ir.Model, path: Path) -> int:
-    """Put the nodes of every graph and function in topological order; return how many were not."""
-    owners = (model.graph, *(function.graph for function in model.functions.values()))
+    """Put the nodes of every graph and function in topological order; return how many graphs were not.
+
+    Raises:
+        UserError: there is no such order, or a value that nothing defines.
+    """
+    owners = scopes.roots(model)
     graphs = [graph for owner in owners for graph in (owner, *owner.subgraphs())]
     before = [list(graph) for graph in graphs]
     try:
@@ -234,6 +239,9 @@ def _sort(model: ir.Model, path: Path) -> int:
             owner.sort()
     except ValueError:
         raise UserError(f"{path}: malformed model: its nodes form a cycle; export it again") from None
+    reason = next((why for owner in owners if (why := scopes.undefined(owner))), None)
+    if reason:
+        raise UserError(f"{path}: malformed model: {reason}; export it again")
     return sum(list(graph) != nodes for graph, nodes in zip(graphs, before, strict=True))
 
 

@@ -169,15 +169,20 @@ def benchmark(
 
 
 def _repeats(session: Session, feeds: Arrays) -> int:
-    """Return how many runs make a block: as many as fit in a few milliseconds, not counting the first."""
+    """Return how many runs make a block: as many as fit in a few milliseconds, not counting the first.
+
+    A run that takes longer than a dozen blocks has no need for an uncounted first one; that is 0 repeats.
+    """
     session.run(feeds)
-    return max(1, round(_BLOCK_SECONDS / _block(session, feeds, 1)))
+    seconds = _block(session, feeds, 0)
+    return 0 if seconds > 12 * _BLOCK_SECONDS else max(1, round(_BLOCK_SECONDS / seconds))
 
 
 def _block(session: Session, feeds: Arrays, repeats: int) -> float:
-    """Return seconds per run over `repeats` runs, after one that is not counted."""
-    session.run(feeds)
-    start = time.perf_counter()
-    for _ in range(repeats):
+    """Return seconds per run over `repeats` runs after one that is not counted, or of a single run if 0."""
+    if repeats:
         session.run(feeds)
-    return (time.perf_counter() - start) / repeats
+    start = time.perf_counter()
+    for _ in range(max(repeats, 1)):
+        session.run(feeds)
+    return (time.perf_counter() - start) / max(repeats, 1)

@@ -106,4 +106,5 @@ def _dtype(value: ir.Value) -> ir.DataType | None:
 def _shape(value: ir.Value) -> tuple[int | str | None, ...] | None:
     if value.shape is None:
         return None
-    return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+    dims = (dim if isinstance(dim, int) else dim.value for dim in value.shape)
+    return tuple(None if isinstance(dim, int) and dim < 0 else dim for dim in dims)  # -1 is how some say dynamic

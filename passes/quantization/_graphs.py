@@ -20,13 +20,13 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     Exporters of old list every weight among the graph's inputs, where callers could override it. Nobody
     does, and integers cannot be prepared for weights that vary, so these defaults count as constants.
     """
-    if value is None:
-        return None
-    tensor = value.const_value
-    node = value.producer()
-    if tensor is None and node is not None and node.op_type == "Constant" and node.domain == "":
-        tensor = ir.convenience.get_const_tensor(value)
-    return None if tensor is None or tensor.dtype == ir.DataType.STRING else tensor.numpy()
+    tensor = _tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """Tell whether `constant` has an array for this value, without reading it."""
+    return _tensor(value) is not None
 
 
 def computed_constants(graph: ir.Graph) -> set[ir.Value]:
@@ -34,7 +34,7 @@ def computed_constants(graph: ir.Graph) -> set[ir.Value]:
     found: set[ir.Value] = set()
     for node in graph:
         inputs = [value for value in node.inputs if value is not None]
-        if inputs and all(value in found or constant(value) is not None for value in inputs):
+        if inputs and all(value in found or is_constant(value) for value in inputs):
             found.update(node.outputs)
     return found
 
@@ -67,3 +67,13 @@ def infer_types(model: ir.Model) -> None:
     """Fill in element types and shapes where the main graph leaves some out, as far as ONNX can tell."""
     if any(v.dtype is None for node in model.graph for v in node.outputs if v.name):
         common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+
+
+def _tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
+    if value is None:
+        return None
+    tensor = value.const_value
+    node = value.producer()
+    if tensor is None and node is not None and node.op_type == "Constant" and node.domain == "":
+        tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None or tensor.dtype == ir.DataType.STRING else tensor

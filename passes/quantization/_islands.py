@@ -17,7 +17,7 @@ _PRODUCTS = ("Conv", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul")
 def find(graph: ir.Graph) -> list[tuple[str, str]]:
     """Return `(node, reason)` for nodes that compute in float though integers come before and after them.
 
-    Also for convolutions and matrix products whose integer weights are turned to float at run time.
+    Also for convolutions and matrix products whose weight is kept in integers, but multiplied in float.
 
     Args:
         graph: a graph as the runtime optimized it.
@@ -25,18 +25,18 @@ def find(graph: ir.Graph) -> list[tuple[str, str]]:
     after: set[ir.Node] = set()
     before: set[ir.Node] = set()
     for node in graph:
-        comes_after = any(_is_float_of_integers(value) or _made_by(value, after) for value in node.inputs)
+        comes_after = any(_is_dequantized(value) or _is_float_of(value, after) for value in node.inputs)
         if comes_after and node.op_type not in _CONVERSIONS:
             after.add(node)
     for node in reversed(graph):
-        users = [user for value in node.outputs for user in value.consumers()]
+        users = [user for value in node.outputs if _may_be_float(value) for user in value.consumers()]
         comes_before = any(user.op_type == "QuantizeLinear" or user in before for user in users)
         if comes_before and node.op_type not in _CONVERSIONS:
             before.add(node)
     rows = []
     for node in graph:
-        if node.op_type in _PRODUCTS and any(_is_float_of_integers(value) for value in node.inputs):
-            rows.append((_label(node), "has integer weights, but ONNX Runtime runs it in float"))
+        if node.op_type in _PRODUCTS and _is_dequantized(node.inputs[1]):
+            rows.append((_label(node), "has an integer weight, but ONNX Runtime multiplies in float"))
         elif node in after and node in before:
             rows.append(
                 (_label(node), f"{node.op_type} runs in float between integer nodes, with a conversion on both sides")
@@ -44,13 +44,17 @@ def find(graph: ir.Graph) -> list[tuple[str, str]]:
     return rows
 
 
-def _is_float_of_integers(value: ir.Value | None) -> bool:
+def _is_dequantized(value: ir.Value | None) -> bool:
     node = value.producer() if value is not None else None
     return node is not None and node.op_type == "DequantizeLinear"
 
 
-def _made_by(value: ir.Value | None, nodes: set[ir.Node]) -> bool:
-    return value is not None and value.producer() in nodes
+def _is_float_of(value: ir.Value | None, nodes: set[ir.Node]) -> bool:
+    return value is not None and value.producer() in nodes and _may_be_float(value)
+
+
+def _may_be_float(value: ir.Value) -> bool:
+    return value.dtype is None or value.dtype.is_floating_point()
 
 
 def _label(node: ir.Node) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.passes.quantization._graphs import attribute, constant, input_of
+from graphopt.passes.quantization._graphs import attribute, constant, input_of, is_constant
 from graphopt.passes.quantization._nodes import Nodes
 from graphopt.passes.quantization._units import Unit
 from graphopt.passes.quantization._weights import quantize_bias, quantize_weight, weight_scales
@@ -48,7 +48,7 @@ def write(new: Nodes, unit: Unit, input_scale: float) -> None:
 def _bias_of(unit: Unit) -> tuple[ir.Node, int]:
     """Return the node that holds a unit's bias, and at which input, present or not."""
     if unit.bias:
-        return unit.bias, next(i for i, value in enumerate(unit.bias.inputs) if constant(value) is not None)
+        return unit.bias, next(i for i, value in enumerate(unit.bias.inputs) if is_constant(value))
     return unit.node, 2
 
 

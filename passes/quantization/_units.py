@@ -21,6 +21,7 @@ from graphopt.passes.quantization._graphs import (
     computed_constants,
     constant,
     input_of,
+    is_constant,
     is_float,
     sole_consumer,
 )
@@ -63,7 +64,7 @@ class Unit:
     def inputs(self) -> list[ir.Value]:
         """The activations it reads: float32 tensors that are not constant, each once."""
         values = self.node.inputs if self.node.op_type in MANY_INPUTS else self.node.inputs[:1]
-        return list(dict.fromkeys(v for v in values if v is not None and constant(v) is None))
+        return list(dict.fromkeys(v for v in values if v is not None and not is_constant(v)))
 
     @property
     def result(self) -> ir.Value:
@@ -131,7 +132,7 @@ def group(graph: ir.Graph) -> tuple[list[Unit], dict[ir.Node, str]]:
     of_result: dict[ir.Value, Unit] = {}
     computed = computed_constants(graph)
     for node in graph:
-        if not any(is_float(v) and constant(v) is None for v in (*node.inputs, *node.outputs)):
+        if not any(is_float(v) and not is_constant(v) for v in (*node.inputs, *node.outputs)):
             continue
         before = next((of_result[v] for v in node.inputs if v in of_result and sole_consumer(v) is node), None)
         if before and before.role in (Role.ANCHOR, Role.ARITHMETIC) and _folds(node):
@@ -141,7 +142,8 @@ def group(graph: ir.Graph) -> tuple[list[Unit], dict[ir.Node, str]]:
             before.bias = node
             of_result[node.outputs[0]] = before
         else:
-            role = _FOLD if any(is_float(v) and v in computed for v in node.inputs) else classify(node)
+            unfolded = any(value in computed and is_float(value) for value in (*node.inputs, *node.outputs))
+            role = _FOLD if unfolded else classify(node)
             if isinstance(role, Role):
                 unit = Unit(role, node)
                 units.append(unit)
@@ -159,6 +161,8 @@ def classify(node: ir.Node) -> Role | str:
         return f"ONNX Runtime's CPU provider has no integer kernel for {node.op_type}{hint}"
     if not is_float(input_of(node, 0)) or not is_float(node.outputs[0]):
         return "not a float32 tensor, or of unknown type"
+    if is_constant(node.inputs[0]) and node.op_type not in MANY_INPUTS:
+        return "what it reads is constant"
     return rule(node)
 
 
@@ -182,7 +186,7 @@ def rescale(node: ir.Node) -> tuple[ir.Value, float] | None:
     divide = node.op_type == "Div"
     for value, other in ((left, right),) if divide else ((left, right), (right, left)):
         array = constant(other)
-        if value is None or array is None or array.size != 1 or constant(value) is not None:
+        if value is None or array is None or array.size != 1 or is_constant(value):
             continue
         factor = float(array.item())
         if not 1e-6 <= factor <= 1e6 or array.ndim > (len(value.shape) if value.shape is not None else 1):
@@ -225,8 +229,8 @@ def _gemm(node: ir.Node) -> Role | str:
     reason = _conv(node)
     if isinstance(reason, str):
         return reason
-    if attribute(node, "transA", 0) or constant(node.inputs[0]) is not None:
-        return "ONNX Runtime's integer Gemm wants activations on the left, not transposed"
+    if attribute(node, "transA", 0):
+        return "ONNX Runtime's integer Gemm does not transpose activations"
     bias = constant(input_of(node, 2))
     if bias is not None and bias.ndim == 2 and bias.shape[0] != 1:
         return "its bias differs from row to row"
@@ -304,7 +308,8 @@ def _arithmetic(node: ir.Node) -> Role | str:
 
 
 def _carrier(node: ir.Node) -> Role | str:
-    return Role.CARRIER if constant(node.inputs[0]) is None else "its data are constant"
+    del node
+    return Role.CARRIER
 
 
 _RULES: dict[str, Callable[[ir.Node], Role | str]] = {

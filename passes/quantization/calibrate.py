@@ -21,7 +21,7 @@ from graphopt.data import Batch, Data, batch_size, open_data
 from graphopt.errors import UserError
 from graphopt.passbase import EXACT, Pass, PreconditionError, Result, param
 from graphopt.passes.quantization import _ranges
-from graphopt.passes.quantization._graphs import constant, infer_types, is_float, label
+from graphopt.passes.quantization._graphs import infer_types, is_constant, is_float, label
 from graphopt.passes.quantization._units import Role, Unit, group
 
 _REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceSum")
@@ -71,9 +71,7 @@ class Calibrate(Pass):
             return Result(model, bool(before), {"ranges": 0, "samples": 0}, rows)
         session = runtime.open_session(_observed(model, values), target.find("cpu", self.threads))
         data, ports = open_data(self.data), runtime.model_inputs(model)
-        fixed = {port.shape[0] for port in ports if port.shape and isinstance(port.shape[0], int)}
-        size = batch_size(ports, self.batch)
-        batches = _whole(data.batches(size, self.samples), size if len(fixed) == 1 else None, data.name)
+        batches = _whole(data.batches(batch_size(ports, self.batch), self.samples), ports, data.name)
         lows, highs, bad, count = _extremes(session, batches, len(values), data.name)
         skipped = []
         for value, lo, hi, broken in zip(values, lows, highs, bad, strict=True):
@@ -97,7 +95,7 @@ def wanted(graph: ir.Graph) -> list[ir.Value]:
     carried = {value: unit for unit in units if unit.role in (Role.CARRIER, Role.RESCALE) for value in unit.outputs}
     computing = [unit for unit in units if unit.role in (Role.ANCHOR, Role.ARITHMETIC)]
     values = dict.fromkeys(_source(v, carried) for unit in computing for v in (*unit.inputs, *unit.outputs))
-    return [value for value in values if is_float(value) and constant(value) is None]
+    return [value for value in values if is_float(value) and not is_constant(value)]
 
 
 def _source(value: ir.Value, carried: Mapping[ir.Value, Unit]) -> ir.Value:
@@ -132,24 +130,23 @@ def _observed(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
     return copy
 
 
-def _whole(batches: Iterable[Batch], size: int | None, name: str) -> Iterable[Batch]:
+def _whole(batches: Iterable[Batch], ports: Sequence[runtime.Port], name: str) -> Iterable[Batch]:
     """Pass on the batches that a model with a fixed first axis accepts: the last one may be too small.
-
-    Args:
-        batches: what the data yields.
-        size: the length of the first axis, or None when the model leaves it open.
-        name: of the data.
 
     Raises:
         UserError: no batch is large enough.
     """
+    fixed = {port.name: port.shape[0] for port in ports if port.shape and isinstance(port.shape[0], int)}
+    if len(set(fixed.values())) > 1:  # then it counts something other than samples
+        fixed = {}
     used = False
     for inputs, labels in batches:
-        if size is None or all(len(array) >= size for array in inputs.values()):
+        if all(len(inputs.get(key, ())) >= size for key, size in fixed.items()):
             used = True
             yield inputs, labels
     if not used:
-        raise UserError(f"calibrate: {name}: fewer samples than one run takes, which is {size or 1}; add samples")
+        size = next(iter(fixed.values()), 1)
+        raise UserError(f"calibrate: {name}: fewer samples than one run takes, which is {size}; add samples")
 
 
 def _extremes(
@@ -169,5 +166,5 @@ def _extremes(
         low, high, total = np.array(list(results.values()), np.float32).reshape(count, 3).T
         lows, highs = np.minimum(lows, low), np.maximum(highs, high)
         bad |= np.isnan(total)
-        samples += len(next(iter(inputs.values())))
+        samples += next((len(array) for array in inputs.values() if array.ndim), 1)
     return lows, highs, bad, samples

@@ -18,7 +18,7 @@ from onnx_ir.passes import common
 from graphopt.errors import UsageError, did_you_mean
 from graphopt.passbase import LOSSY, Pass, PreconditionError, Result, param
 from graphopt.passes.quantization import _islands, _opset, _plan, _ranges
-from graphopt.passes.quantization._graphs import constant, infer_types, label
+from graphopt.passes.quantization._graphs import infer_types, is_constant, label
 from graphopt.passes.quantization._qdq import Writer
 from graphopt.passes.quantization._units import ANCHORS
 
@@ -51,17 +51,16 @@ class QuantizeStatic(Pass):
 
     def call(self, model: ir.Model) -> Result:
         recorded = _ranges.read(model)
-        raised = _opset.raise_opset(model)
         infer_types(model)
         plan = _plan.make(model.graph, recorded, self.exclude, self.ops)
+        if plan.units and _opset.raise_opset(model):
+            plan = _plan.make(model.graph, recorded, self.exclude, self.ops)
         skipped = [*plan.skipped, *_out_of_reach(model)]
         counts = Counter(unit.node.op_type for unit in plan.units)
         report = {"quantized": dict(sorted(counts.items())), "left_in_float": len(skipped)}
         if not plan.units:
-            return Result(model, raised, report, skipped)
-        parameters = [
-            v for unit in plan.units for node in unit.nodes for v in node.inputs if v and constant(v) is not None
-        ]
+            return Result(model, False, report, skipped)
+        parameters = [v for unit in plan.units for node in unit.nodes for v in node.inputs if v and is_constant(v)]
         Writer(model.graph, plan, _names(model)).write()
         for value in parameters:
             if value in model.graph.inputs and not value.uses():

@@ -13,6 +13,12 @@ _SHOWN = 128
 """Initializers of at most this many elements are shown to inference, which may read shapes out of them."""
 
 
+_FAILURES = (onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError, KeyError)
+"""What is raised for unsorted models, missing imports, constants over 2 GiB, and malformed attributes."""
+_LONG = 1 << 16
+"""Vectors longer than this are no shapes."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Known:
     """What inference proves about a value.
@@ -69,9 +75,11 @@ def infer(model: ir.Model) -> dict[ir.Value, Known]:
                 known[value] = Known(ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy()))
     names = {dim for value in model.graph.inputs for dim in dims(value.shape) or () if isinstance(dim, str)}
     try:
-        blank = _without_weights_and_declarations(model)
-        inferred = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(blank), data_prop=True))
-    except (RuntimeError, ValueError, TypeError, KeyError):  # unsorted, over 2 GiB of constants, malformed
+        proto = ir.to_proto(_without_weights_and_declarations(model))
+        inferred = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+        if not _has_long_vector(inferred):
+            inferred = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
+    except _FAILURES:
         return known
     for node, twin in zip(model.graph.all_nodes(), inferred.graph.all_nodes(), strict=True):
         for value, found in zip(node.outputs, twin.outputs, strict=False):  # omitted trailing outputs are not written
@@ -96,6 +104,13 @@ def _without_weights_and_declarations(model: ir.Model) -> ir.Model:
             if not value.is_graph_input():
                 blank.graph.inputs.append(value)
     return blank
+
+
+def _has_long_vector(model: ir.Model) -> bool:
+    """Tell whether data propagation would be dear: it makes a record of every element of every vector."""
+    values = [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]
+    shapes = (dims(value.shape) for value in values)
+    return any(len(shape) == 1 and isinstance(shape[0], int) and shape[0] > _LONG for shape in shapes if shape)
 
 
 def _proven(shape: ir.Shape | None, names: set[str]) -> ir.Shape | None:

@@ -341,12 +341,12 @@ class _Folder:
         for value in list(_graphs.definitions(taken)):
             if self._names[value.name or ""] > 1:
                 value.name = _graphs.fresh(value.name or "", self._names)
-        for value in list(taken.initializers.values()):
-            del taken.initializers[value.name or ""]
-            graph.register_initializer(value)
         outputs, nodes = list(taken.outputs), list(taken)
         taken.outputs.clear()
         taken.remove(nodes)
+        for value in list(taken.initializers.values()):
+            del taken.initializers[value.name or ""]
+            graph.register_initializer(value)
         node_names = Counter(other.name or "" for other in graph)
         for inner in nodes:
             inner.name = _graphs.fresh(inner.name or "", node_names) if inner.name else inner.name
@@ -410,8 +410,8 @@ class _Call:
             opset_imports=[onnx.helper.make_opsetid(node.domain, opsets.get(node.domain, 1))],
         )
         try:
-            inferred = onnx.shape_inference.infer_shapes(self._model, data_prop=True)
-        except RuntimeError as error:
+            inferred = onnx.shape_inference.infer_shapes(self._model)
+        except onnx.shape_inference.InferenceError as error:
             raise _Refused(f"ONNX cannot infer what it returns: {_first_line(error)}") from None
         types = {output.name: output.type.tensor_type for output in inferred.graph.output}
         self._types = [types.get(name) for name in proto.output]

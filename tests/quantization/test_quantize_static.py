@@ -371,11 +371,15 @@ def test_a_bias_that_adds_an_axis(build, sample, quantize):
 
 def test_constants_that_are_not_folded_yet(build, sample, quantize):
     model = build(
-        "g (float[N,8] x, float[2,4,6] w, float[8,6] v, int64[2] s) => (float[N,6] y, float[N,6] z) { k = Reshape(w, s) y = MatMul(x, k) z = MatMul(x, v) }",
+        "g (float[N,8] x, float[2,4,6] w, float[8,6] v, int64[2] s) => (float[N,6] y, float[N,6] z) { k = Reshape(w, s) y = MatMul(x, k) u = Add(v, v) z = MatMul(x, v) }",
         w=(2, 4, 6), v=(8, 6), s=np.array([8, 6]),
     )  # fmt: skip
     done = quantize(model, sample(x=[32, 8]))
-    assert done.reasons["MatMul of 'y'"] == "it reads what is computed from constants alone; run fold-constants first"
+    assert (
+        done.reasons["Add of 'u'"]
+        == done.reasons["MatMul of 'y'"]
+        == "it reads what is computed from constants alone; run fold-constants first"
+    )
 
 
 def test_indices_of_a_pool(build, sample, quantize):
@@ -512,6 +516,20 @@ def test_old_opsets_are_raised(parse, sample, quantize, opset):
     assert done.islands == []
     assert done.kernels.count("QLinearConv") == 2
     assert done.sqnr["y"] > 30
+
+
+def test_nothing_to_quantize_is_nothing_changed(parse, sample):
+    model = parse(
+        """
+        <ir_version: 6, opset_import: ["": 9]>
+        g (float[N,4] x, float[N,4] z) => (float[N,4] y) { a = Add(x, z) y = Relu(a) }
+        """
+    )
+    Calibrate(sample(x=[2, 4], z=[2, 4]), threads=1)(model)
+    result = QuantizeStatic()(model)
+    assert not result.modified
+    assert model.opset_imports[""] == 9
+    assert dict(result.skipped)["Add of 'a'"].startswith("what reads it computes in float")
 
 
 def test_interpolation_of_old_opsets_keeps_its_coordinates(parse, sample, quantize):

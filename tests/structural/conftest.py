@@ -29,9 +29,7 @@ def random_feeds(model: ir.Model) -> dict[str, np.ndarray]:
     return feeds
 
 
-def apply(
-    pass_: Pass, model: ir.Model, feeds: Mapping[str, np.ndarray] | None = None, rtol: float = 1e-6
-) -> Result:
+def apply(pass_: Pass, model: ir.Model, feeds: Mapping[str, np.ndarray] | None = None, rtol: float = 1e-6) -> Result:
     """Apply a pass, and check everything that must hold of any exact pass.
 
     The model before and after computes the same, is valid, and keeps its inputs and outputs; `modified` tells

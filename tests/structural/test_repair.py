@@ -152,7 +152,9 @@ def test_subgraphs_that_are_not_control_flow_keep_their_names():
 
 
 def test_node_names_become_unique(run):
-    model = raw("g (float[2] x) => (float[2] y) { [n] a = Exp(x) [n] b = Neg(a) [n_1] y = Abs(b) d = Exp(x) e = Exp(x) }")
+    model = raw(
+        "g (float[2] x) => (float[2] y) { [n] a = Exp(x) [n] b = Neg(a) [n_1] y = Abs(b) d = Exp(x) e = Exp(x) }"
+    )
     with pytest.raises(ExecutionError):
         run(model, X)
     repair(model, duplicate_node_names=1)
@@ -205,7 +207,9 @@ def test_below_ir_version_4_initializers_leave_the_inputs(run):
 
 
 def test_initializers_that_are_not_inputs_need_ir_version_4(run):
-    model = raw('<ir_version: 3, opset_import: ["": 9]> g (float[2] x) => (float[2] y) <float[2] w = {1, 2}> { y = Mul(x, w) }')
+    model = raw(
+        '<ir_version: 3, opset_import: ["": 9]> g (float[2] x) => (float[2] y) <float[2] w = {1, 2}> { y = Mul(x, w) }'
+    )
     repair(model, ir_version=1)
     assert model.ir_version == 4
 
