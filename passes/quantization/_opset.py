@@ -29,8 +29,10 @@ def raise_opset(model: ir.Model) -> bool:
         raise PreconditionError(f"opset {version} is too old, and the model too large to convert; {fix}")
     from onnx import version_converter
 
+    proto = io.to_proto(model)
+    proto.ir_version = max(proto.ir_version, _IR_VERSION)  # which lets initializers be no inputs
     try:
-        converted = ir.from_proto(version_converter.convert_version(io.to_proto(model), VERSION))
+        converted = ir.from_proto(version_converter.convert_version(proto, VERSION))
     except Exception as error:  # the converter raises RuntimeError, ValueError, ConvertError, and more
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise PreconditionError(f"opset {version} is too old, and its conversion failed ({reason}); {fix}") from error
@@ -38,7 +40,7 @@ def raise_opset(model: ir.Model) -> bool:
         _keep_resize(converted.graph)
     common.ShapeInferencePass(check_type=False, strict_mode=False)(converted)
     model.graph = converted.graph
-    model.ir_version = max(model.ir_version or 0, _IR_VERSION)
+    model.ir_version = converted.ir_version
     return True
 
 

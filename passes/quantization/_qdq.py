@@ -21,7 +21,7 @@ from graphopt.passes.quantization._graphs import attribute, constant, sole_consu
 from graphopt.passes.quantization._nodes import Nodes
 from graphopt.passes.quantization._plan import Plan
 from graphopt.passes.quantization._ranges import Grid
-from graphopt.passes.quantization._units import MANY_INPUTS, Role, Unit, clamp_bounds, rescale
+from graphopt.passes.quantization._units import CLAMPS, MANY_INPUTS, Role, Unit, clamp_bounds, rescale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Writer:
         if node.op_type in ("Identity", "Dropout"):
             self._stored[node.outputs[0]] = stored
             self._obsolete.append(node)
-        elif node.op_type in ("Relu", "Clip"):
+        elif node.op_type in CLAMPS:
             self._clamp(node, stored)
         else:
             node.replace_input_with(0, stored.integers)

@@ -85,7 +85,7 @@ class Unit:
             scaled = rescale(self.node)
             assert scaled is not None
             return lo * scaled[1], hi * scaled[1]
-        bounds = clamp_bounds(self.node) if self.node.op_type in _CLAMPS else None
+        bounds = clamp_bounds(self.node) if self.node.op_type in CLAMPS else None
         return (max(lo, bounds[0]), min(hi, bounds[1])) if bounds else range_
 
     @property
@@ -103,7 +103,7 @@ class Unit:
         """
         if self.node.op_type not in ("Gemm", "MatMul"):
             return False
-        spoilers = {*_CLAMPS}
+        spoilers = {*_ABSORBED}
         if self.node.op_type == "Gemm":
             spoilers |= {"Sum"} if input_of(self.node, 2) is None else set()
         elif not self.bias and (self.result.shape is None or len(self.result.shape) <= 2):
@@ -111,13 +111,16 @@ class Unit:
         return all(user.op_type not in spoilers for user in self.result.consumers())
 
 
-MANY_INPUTS = ("Add", "Mul", "Concat", "MatMul", "Div")
+MANY_INPUTS = ("Add", "Mul", "Concat", "MatMul", "Div", "Max", "Min")
 """Operators of which more than the first input can be an activation."""
 
 ANCHORS = ("Conv", "Gemm", "MatMul")
 """Operators that int8 speeds up."""
 
-_CLAMPS = ("Relu", "Clip")
+CLAMPS = ("Relu", "Clip", "Max", "Min")
+"""Operators that bound their input, Max and Min by a constant."""
+
+_ABSORBED = ("Relu", "Clip")
 
 _FOLD = "it reads what is computed from constants alone; run fold-constants first"
 
@@ -167,9 +170,15 @@ def classify(node: ir.Node) -> Role | str:
 
 
 def clamp_bounds(node: ir.Node) -> tuple[float, float] | None:
-    """Return the bounds of a Relu or Clip, or None when they are computed."""
+    """Return the bounds that a node puts on its input, or None when they are computed or differ by element."""
     if node.op_type == "Relu":
         return 0.0, np.inf
+    if node.op_type in ("Max", "Min"):
+        arrays = [array for array in map(constant, node.inputs) if array is not None]
+        if len(node.inputs) != 2 or len(arrays) != 1 or arrays[0].size != 1 or arrays[0].ndim > 1:
+            return None
+        bound = float(arrays[0].item())
+        return (bound, np.inf) if node.op_type == "Max" else (-np.inf, bound)
     bounds = []
     for index, name, default in ((1, "min", -np.inf), (2, "max", np.inf)):
         value = input_of(node, index)
@@ -196,7 +205,7 @@ def rescale(node: ir.Node) -> tuple[ir.Value, float] | None:
 
 
 def _folds(node: ir.Node) -> bool:
-    if node.op_type not in _CLAMPS or node.domain:
+    if node.op_type not in CLAMPS or node.domain:
         return False
     bounds = clamp_bounds(node)
     return bounds is not None and bounds[0] <= 0 <= bounds[1]
@@ -262,7 +271,7 @@ def _pool(node: ir.Node) -> Role | str:
 
 
 def _clamp(node: ir.Node) -> Role | str:
-    return Role.CARRIER if clamp_bounds(node) else "its bounds are computed, not constant"
+    return Role.CARRIER if clamp_bounds(node) else "its bounds are not constant scalars"
 
 
 def _max_pool(node: ir.Node) -> Role | str:
@@ -328,6 +337,8 @@ _RULES: dict[str, Callable[[ir.Node], Role | str]] = {
     "Sigmoid": _arithmetic,
     "Relu": _clamp,
     "Clip": _clamp,
+    "Max": _clamp,
+    "Min": _clamp,
     "MaxPool": _max_pool,
     "Pad": _pad,
     "ReduceMean": _reduce_mean,

@@ -49,6 +49,16 @@ def test_relu_becomes_saturation(build, sample, quantize):
     assert done.constant(after_relu.inputs[2].name) == 0
 
 
+def test_max_and_min_become_saturation(build, sample, quantize):
+    head = LAYER.replace("x,", "x, float lo, float hi,")
+    done = quantize(
+        between(build, "t = Max(lo, a) m = Min(t, hi)", head, lo=np.float32(0), hi=np.float32(0.5)), sample(**X)
+    )
+    assert not done.nodes("Max")
+    assert not done.nodes("Min")
+    assert done.sqnr["y"] > 35
+
+
 def test_clip_becomes_saturation(build, sample, quantize):
     done = quantize(between(build, "m = Clip(a, lo, hi)", LAYER.replace("x,", "x, float lo, float hi,"), lo=np.float32(0), hi=np.float32(0.5)), sample(**X))  # fmt: skip
     assert not done.nodes("Clip")
@@ -194,6 +204,7 @@ CARRIERS = {
     "ReduceMax": "m = ReduceMax<keepdims=1>(a, axis)",
     "Expand": "m = Expand(a, ones)",
     "Clip above zero": "m = Clip(a, zero_one, zero_five)",
+    "Max and Min": "p = MaxPool<kernel_shape=[1,1]>(a) b = Max(zero, p) m = Min(b, zero_five)",
 }
 INDICES = {
     "shape": np.array([-1, 4, 8, 8]), "order": np.array([3, 1, 0, 2]), "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
