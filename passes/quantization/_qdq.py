@@ -64,7 +64,7 @@ class Writer:
             if unit.role is Role.CARRIER:
                 self._carry(unit)
             elif unit.role is Role.RESCALE:
-                self._rescale(unit.node)
+                self._rescale(unit)
             else:
                 self._compute(unit)
         for value, readers in self._read_as_float.items():
@@ -166,12 +166,12 @@ class Writer:
         self._stored[node.outputs[0]] = Stored(clip.outputs[0], stored.grid)
         self._obsolete.append(node)
 
-    def _rescale(self, node: ir.Node) -> None:
-        scaled = rescale(node)
-        assert scaled is not None
-        stored = self._store(scaled[0])
-        self._stored[node.outputs[0]] = Stored(stored.integers, stored.grid.times(scaled[1]))
-        self._obsolete.append(node)
+    def _rescale(self, unit: Unit) -> None:
+        factor = rescale(unit.node)
+        assert factor is not None
+        stored = self._store(unit.inputs[0])
+        self._stored[unit.node.outputs[0]] = Stored(stored.integers, stored.grid.times(factor))
+        self._obsolete.append(unit.node)
 
     def _grid(self, value: ir.Value) -> Grid:
         """Return the grid of an activation; what only a Concat reads is put on the Concat's own at once."""

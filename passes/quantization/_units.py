@@ -82,9 +82,9 @@ class Unit:
         """Return the range of what a carrier or rescaler yields, given that of what it reads."""
         lo, hi = range_
         if self.role is Role.RESCALE:
-            scaled = rescale(self.node)
-            assert scaled is not None
-            return lo * scaled[1], hi * scaled[1]
+            factor = rescale(self.node)
+            assert factor is not None
+            return lo * factor, hi * factor
         bounds = clamp_bounds(self.node) if self.node.op_type in CLAMPS else None
         return (max(lo, bounds[0]), min(hi, bounds[1])) if bounds else range_
 
@@ -174,10 +174,9 @@ def clamp_bounds(node: ir.Node) -> tuple[float, float] | None:
     if node.op_type == "Relu":
         return 0.0, np.inf
     if node.op_type in ("Max", "Min"):
-        arrays = [array for array in map(constant, node.inputs) if array is not None]
-        if len(node.inputs) != 2 or len(arrays) != 1 or arrays[0].size != 1 or arrays[0].ndim > 1:
+        bound = _scalar_operand(node)
+        if bound is None:
             return None
-        bound = float(arrays[0].item())
         return (bound, np.inf) if node.op_type == "Max" else (-np.inf, bound)
     bounds = []
     for index, name, default in ((1, "min", -np.inf), (2, "max", np.inf)):
@@ -189,18 +188,26 @@ def clamp_bounds(node: ir.Node) -> tuple[float, float] | None:
     return bounds[0], bounds[1]
 
 
-def rescale(node: ir.Node) -> tuple[ir.Value, float] | None:
-    """Return what a Mul or Div by a positive constant scalar multiplies, and by how much; or None."""
-    left, right = node.inputs[:2]
-    divide = node.op_type == "Div"
-    for value, other in ((left, right),) if divide else ((left, right), (right, left)):
+def rescale(node: ir.Node) -> float | None:
+    """Return by how much a Mul or Div by a positive constant scalar multiplies; None for any other."""
+    factor = _scalar_operand(node)
+    if factor is None or not 1e-6 <= factor <= 1e6:
+        return None
+    if node.op_type == "Div":
+        return None if is_constant(node.inputs[0]) else 1 / factor
+    return factor
+
+
+def _scalar_operand(node: ir.Node) -> float | None:
+    """Return the one number that an operator of two inputs combines all elements of an activation with, or None."""
+    if len(node.inputs) != 2:
+        return None
+    for value, other in (node.inputs, reversed(node.inputs)):
         array = constant(other)
-        if value is None or array is None or array.size != 1 or is_constant(value):
+        if value is None or is_constant(value) or array is None or array.size != 1:
             continue
-        factor = float(array.item())
-        if not 1e-6 <= factor <= 1e6 or array.ndim > (len(value.shape) if value.shape is not None else 1):
-            return None
-        return value, 1 / factor if divide else factor
+        rank = len(value.shape) if value.shape is not None else 1
+        return float(array.item()) if array.ndim <= rank else None
     return None
 
 

@@ -14,7 +14,7 @@ _SHOWN = 128
 
 
 _FAILURES = (onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError, KeyError)
-"""What is raised for unsorted models, missing imports, constants over 2 GiB, and malformed attributes."""
+"""What is raised for unsorted models, missing imports and malformed attributes."""
 _LONG = 1 << 16
 """Vectors longer than this are no shapes."""
 
@@ -91,19 +91,28 @@ def infer(model: ir.Model) -> dict[ir.Value, Known]:
 def _without_weights_and_declarations(model: ir.Model) -> ir.Model:
     blank = model.clone()
     for graph in blank.graphs():
+        for value in list(graph.initializers.values()):
+            if value.is_graph_input():
+                del graph.initializers[value.name or ""]  # inference would take a default for a constant
+            elif value.const_value is not None:
+                value.const_value = _outline(value.const_value)
+        for node in graph:
+            tensor = _graphs.attribute(node, "value") if _graphs.is_op(node, "Constant") else None
+            if tensor is not None and tensor.type == ir.AttributeType.TENSOR:
+                node.attributes.add(ir.AttrTensor("value", _outline(tensor.as_tensor())))
+            for value in node.outputs:
+                value.type = value.shape = None
         if graph is not blank.graph:
             for value in graph.inputs:
                 value.shape = None
-        for node in graph:
-            for value in node.outputs:
-                value.type = value.shape = None
-    for value in list(blank.graph.initializers.values()):
-        tensor = value.const_value
-        if tensor is None or tensor.size > _SHOWN:
-            del blank.graph.initializers[value.name or ""]
-            if not value.is_graph_input():
-                blank.graph.inputs.append(value)
     return blank
+
+
+def _outline(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """Return a small tensor as it is, and in place of a large one a reference to data that nobody will follow."""
+    if tensor.size <= _SHOWN:
+        return tensor
+    return ir.ExternalTensor("", 0, 0, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name or "")
 
 
 def _has_long_vector(model: ir.Model) -> bool:

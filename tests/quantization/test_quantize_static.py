@@ -294,13 +294,21 @@ def test_arithmetic_between_convolutions(build, sample, quantize, name):
     assert done.sqnr["y"] > 30
 
 
+@pytest.mark.parametrize("c", [np.float32(0.3), np.full((1, 1, 1, 1), 3, np.float32)])
 @pytest.mark.parametrize("body", ["m = Mul(a, c)", "m = Mul(c, a)", "m = Div(a, c)"])
-def test_a_positive_factor_only_changes_the_scale(build, sample, quantize, body):
-    done = quantize(between(build, body, LAYER.replace("x,", "x, float c,"), c=np.float32(0.3)), sample(**X))
+def test_a_positive_factor_only_changes_the_scale(build, sample, quantize, body, c):
+    done = quantize(between(build, body, LAYER.replace("x,", f"x, float{list(c.shape) or ''} c,"), c=c), sample(**X))
     assert [k for k in done.kernels if k != "Transpose"] == [
         "QuantizeLinear", "QLinearConv", "QLinearConv", "DequantizeLinear",
     ]  # fmt: skip
     assert done.sqnr["y"] > 35
+
+
+@pytest.mark.parametrize("body", ["m = Mul(a, c)", "m = Div(a, c)", "m = Div(c, a)"])
+def test_other_factors_do_more(build, sample, quantize, body):
+    done = quantize(between(build, body, LAYER.replace("x,", "x, float c,"), c=np.float32(-0.3)), sample(**X))
+    assert {"QLinearMul", "Div"} & set(done.kernels)
+    assert done.outputs["y"].shape == done.reference["y"].shape
 
 
 def test_what_only_a_concat_reads_is_on_its_grid(build, sample, quantize):

@@ -133,6 +133,13 @@ def test_overridable_initializers_are_not_constant(apply, run, parse):
     assert run(model, {"x": np.ones((2, 2), np.float32), "s": np.int64([4, 1])})["y"].shape == (4, 1)
 
 
+def test_shapes_that_overridable_initializers_decide_are_not_known(apply, parse):
+    text = """
+    g (float[2,2] x, int64[2] s) => (int64[2] y) <int64[2] s = {2, 2}> { r = Reshape(x, s) y = Shape(r) }
+    """
+    assert not apply(FoldConstants(), text).modified
+
+
 def test_the_model_may_not_grow(apply, ops, parse):
     ones = ", ".join(["1"] * 100)
     model = parse(f"""
