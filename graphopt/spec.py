@@ -116,12 +116,9 @@ def options(cls: type[Pass]) -> list[click.Option]:
         if types_[field.name] is bool:
             made.append(click.Option([f"{flag}/--no-{flag[2:]}"], default=field.default, help=help_, show_default=True))
         else:
-            shown = _text(field.default) if field.default not in (None, "", ()) else False
-            made.append(
-                click.Option(
-                    [flag], default=None, help=help_, show_default=shown, metavar=type_name(types_[field.name])
-                )
-            )
+            if field.default not in (None, "", (), dataclasses.MISSING):
+                help_ += f"  [default: {_text(field.default)}]"
+            made.append(click.Option([flag], default=None, help=help_, metavar=type_name(types_[field.name])))
     return made
 
 

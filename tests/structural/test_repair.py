@@ -47,6 +47,12 @@ def test_redeclared_values_are_reported_once(tmp_path, run):
     assert run(model, X)["y"].tolist() == [1, 2]
 
 
+def test_what_load_had_to_sort_is_reported_once(tmp_path):
+    proto = onnx.parser.parse_model(HEADER + "g (float[2] x) => (float[2] y) { y = Neg(a) a = Abs(x) }")
+    onnx.save_model(proto, tmp_path / "m.onnx")
+    repair(io.load(tmp_path / "m.onnx"), unsorted_graphs=1)
+
+
 def test_nodes_are_sorted_in_all_graphs(ops, run):
     model = raw("""
     g (float[2] x, bool c) => (float[2] y) {
