@@ -234,7 +234,7 @@ def test_options_of_the_generated_command():
     assert list(options) == [field.name for field in dataclasses.fields(registry.find("pass", "everything"))]
     assert options["fast"].opts == ["--fast"]
     assert options["fast"].secondary_opts == ["--no-fast"]
-    assert options["count"].help == "how many"
+    assert options["count"].help == "how many  [default: 3]"
     metavars = {name: option.metavar for name, option in options.items()}
     assert metavars["count"] == metavars["limit"] == "INTEGER"
     assert metavars["ratio"] == metavars["floor"] == "NUMBER"

@@ -16,8 +16,9 @@ import onnx_ir as ir
 
 from graphopt.passes.quantization._cut import UNBREAKABLE, sink_side
 from graphopt.passes.quantization._graphs import label
+from graphopt.passes.quantization._kernels import Role
 from graphopt.passes.quantization._ranges import Range
-from graphopt.passes.quantization._units import Role, Unit, group
+from graphopt.passes.quantization._units import Unit, group
 
 _INTEGER, _FLOAT = "integer", "float"
 

@@ -18,10 +18,11 @@ import onnx_ir as ir
 from graphopt.passes.quantization import _parameters, _ranges
 from graphopt.passes.quantization._expand import hard_sigmoid
 from graphopt.passes.quantization._graphs import attribute, constant, sole_consumer
+from graphopt.passes.quantization._kernels import CLAMPS, MANY_INPUTS, Role, clamp_bounds, rescale
 from graphopt.passes.quantization._nodes import Nodes
 from graphopt.passes.quantization._plan import Plan
 from graphopt.passes.quantization._ranges import Grid
-from graphopt.passes.quantization._units import CLAMPS, MANY_INPUTS, Role, Unit, clamp_bounds, rescale
+from graphopt.passes.quantization._units import Unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,8 +177,9 @@ class Writer:
     def _grid(self, value: ir.Value) -> Grid:
         """Return the grid of an activation; what only a Concat reads is put on the Concat's own at once."""
         reader = sole_consumer(value)
-        if reader in self._unit_of and reader is not None and reader.op_type == "Concat":
-            return self._grid(reader.outputs[0])
+        unit = self._unit_of.get(reader) if reader else None
+        if unit and unit.node.op_type == "Concat":
+            return self._grid(unit.outputs[0])
         return _ranges.grid(*self._plan.ranges[value])
 
     def _store(self, value: ir.Value) -> Stored:

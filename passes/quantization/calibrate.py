@@ -22,7 +22,8 @@ from graphopt.errors import UserError
 from graphopt.passbase import EXACT, Pass, PreconditionError, Result, param
 from graphopt.passes.quantization import _ranges
 from graphopt.passes.quantization._graphs import infer_types, is_constant, is_float, label
-from graphopt.passes.quantization._units import Role, Unit, group
+from graphopt.passes.quantization._kernels import Role
+from graphopt.passes.quantization._units import Unit, group
 
 _REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceSum")
 """The sum is there for NaN, which ONNX Runtime's minimum and maximum pass over in silence."""

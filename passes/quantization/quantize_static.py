@@ -19,8 +19,8 @@ from graphopt.errors import UsageError, did_you_mean
 from graphopt.passbase import LOSSY, Pass, PreconditionError, Result, param
 from graphopt.passes.quantization import _islands, _opset, _plan, _ranges
 from graphopt.passes.quantization._graphs import infer_types, is_constant, label
+from graphopt.passes.quantization._kernels import ANCHORS
 from graphopt.passes.quantization._qdq import Writer
-from graphopt.passes.quantization._units import ANCHORS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,30 +9,21 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from graphopt import scopes
 from graphopt.passbase import FACT_PREFIX
 
 
-def scopes(model: ir.Model) -> Iterator[ir.Graph]:
+def graphs(model: ir.Model) -> Iterator[ir.Graph]:
     """Yield every graph: the main one, control-flow subgraphs, function bodies; outer before inner."""
-    for root in roots(model):
+    for root in scopes.roots(model):
         yield root
         yield from root.subgraphs()
 
 
-def roots(model: ir.Model) -> tuple[ir.Graph, ...]:
-    """Return the graphs that are nobody's subgraph: the main one and the bodies of functions."""
-    return (model.graph, *(function.graph for function in model.functions.values()))
-
-
 def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
     """Yield the graphs that a node carries as attributes."""
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
+    for found in node.attributes.values():
+        yield from scopes.subgraphs(found)
 
 
 def definitions(graph: ir.Graph) -> Iterator[ir.Value]:
@@ -45,7 +36,7 @@ def definitions(graph: ir.Graph) -> Iterator[ir.Value]:
 
 def names(model: ir.Model) -> Counter[str]:
     """Count how many values bear each name, over all scopes."""
-    return Counter(value.name or "" for graph in scopes(model) for value in definitions(graph))
+    return Counter(value.name or "" for graph in graphs(model) for value in definitions(graph))
 
 
 def fresh(name: str, taken: Counter[str]) -> str:

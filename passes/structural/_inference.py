@@ -68,7 +68,7 @@ def infer(model: ir.Model) -> dict[ir.Value, Known]:
     inference fails as a whole, inputs and initializers are all that is known.
     """
     known = {value: Known(value.type, value.shape) for value in model.graph.inputs}
-    for graph in _graphs.scopes(model):
+    for graph in _graphs.graphs(model):
         for value in graph.initializers.values():
             if value.const_value is not None and not value.is_graph_input():
                 tensor = value.const_value
@@ -96,6 +96,7 @@ def _without_weights_and_declarations(model: ir.Model) -> ir.Model:
                 del graph.initializers[value.name or ""]  # inference would take a default for a constant
             elif value.const_value is not None:
                 value.const_value = _outline(value.const_value)
+                value.type = value.shape = None  # the tensor has its own
         for node in graph:
             tensor = _graphs.attribute(node, "value") if _graphs.is_op(node, "Constant") else None
             if tensor is not None and tensor.type == ir.AttributeType.TENSOR:

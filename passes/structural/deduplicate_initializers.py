@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from graphopt import scopes
 from graphopt.passbase import Pass, Result
 from graphopt.passes.structural import _graphs
 
@@ -31,7 +32,7 @@ class DeduplicateInitializers(Pass):
     def call(self, model: ir.Model) -> Result:
         """Merge in place; the report counts the initializers removed and their bytes."""
         merger = _Merger(model)
-        for graph in _graphs.roots(model):
+        for graph in scopes.roots(model):
             merger.visit(graph, {})
         return Result(model, bool(merger.merged), {"merged": merger.merged, "bytes": merger.bytes}, merger.skipped)
 
@@ -42,7 +43,7 @@ class _Merger:
         self.skipped: list[tuple[str, str]] = []
         self._names = _graphs.names(model)
         self._kinds = Counter(
-            kind for graph in _graphs.scopes(model) for value in graph.initializers.values() if (kind := _kind(value))
+            kind for graph in _graphs.graphs(model) for value in graph.initializers.values() if (kind := _kind(value))
         )
 
     def visit(self, graph: ir.Graph, outer: Mapping[_Key, ir.Value]) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from graphopt import scopes
 from graphopt.passbase import Pass, Result
 from graphopt.passes.structural import _graphs
 
@@ -53,7 +54,7 @@ class EliminateCommonSubexpressions(Pass):
     def call(self, model: ir.Model) -> Result:
         """Merge in place; the report counts the nodes removed."""
         merger = _Merger(model)
-        for graph in _graphs.roots(model):
+        for graph in scopes.roots(model):
             merger.visit(graph, {})
         return Result(model, bool(merger.merged), {"merged": merger.merged}, merger.skipped)
 

@@ -46,7 +46,7 @@ def _census(model: ir.Model) -> Counter[str]:
     count = Counter(functions=len(model.functions), opset_imports=len(model.opset_imports))
     for function in model.functions.values():
         count["opset_imports"] += len(function.opset_imports)
-    for graph in _graphs.scopes(model):
+    for graph in _graphs.graphs(model):
         count["initializers"] += len(graph.initializers)
     for node in io.nodes(model):
         count["nodes"] += 1
@@ -59,7 +59,7 @@ def _census(model: ir.Model) -> Counter[str]:
 def _forget_removed_users(model: ir.Model) -> None:
     """Detach the nodes that use a value of this model without being part of it."""
     present = set(io.nodes(model))
-    for graph in _graphs.scopes(model):
+    for graph in _graphs.graphs(model):
         for value in list(_graphs.definitions(graph)):
             for user in value.consumers():
                 if user not in present:
@@ -67,7 +67,7 @@ def _forget_removed_users(model: ir.Model) -> None:
 
 
 def _remove_initializers(model: ir.Model) -> None:
-    for graph in _graphs.scopes(model):
+    for graph in _graphs.graphs(model):
         for value in list(graph.initializers.values()):
             _graphs.discard(value)
 
@@ -75,8 +75,7 @@ def _remove_initializers(model: ir.Model) -> None:
 def _remove_imports(model: ir.Model) -> None:
     for function in model.functions.values():
         _keep(function.opset_imports, {node.domain for node in function.all_nodes()})
-    functions = {function.domain for function in model.functions.values()}
-    _keep(model.opset_imports, functions | {node.domain for node in io.nodes(model)})
+    _keep(model.opset_imports, {node.domain for node in io.nodes(model)})
 
 
 def _keep(imports: dict[str, int], needed: set[str]) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from graphopt import scopes
 from graphopt.passbase import Pass, Result
 from graphopt.passes.structural import _graphs, _inference
 
@@ -36,7 +37,7 @@ class EliminateIdentity(Pass):
         names = _graphs.names(model)
         removed: dict[str, int] = {}
         skipped: list[tuple[str, str]] = []
-        for owner in _graphs.roots(model):
+        for owner in scopes.roots(model):
             for node in list(owner.all_nodes()):
                 source = _unchanged(_Site(node, owner.opset_imports.get("", 0), shapes))
                 if source is None:

@@ -28,7 +28,7 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
-from graphopt import io
+from graphopt import io, scopes
 from graphopt.passbase import FACT_PREFIX, Pass, Result, param
 from graphopt.passes.structural import _graphs, _inference
 
@@ -201,7 +201,7 @@ class _Folder:
 
     def lift(self) -> None:
         """Turn Constant nodes into initializers, except those that compute a graph output."""
-        for graph in _graphs.scopes(self._model):
+        for graph in _graphs.graphs(self._model):
             for node in () if graph in self._bodies else list(graph):
                 tensor = _graphs.constant(node.outputs[0]) if _graphs.is_op(node, "Constant") else None
                 if tensor is not None and not node.outputs[0].is_graph_output():
@@ -215,7 +215,7 @@ class _Folder:
         self._shapes = _inference.infer(self._model)
         self._partial.clear()
         opset = self._model.opset_imports.get("")
-        for owner in _graphs.roots(self._model):
+        for owner in scopes.roots(self._model):
             if owner.opset_imports.get("", opset) != opset:
                 continue  # invalid: what the operators mean depends on who runs the model
             for node in list(owner.all_nodes()):

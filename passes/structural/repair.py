@@ -3,8 +3,8 @@
 Exporters and graph editors leave faults that ONNX forbids, and that ONNX Runtime refuses, tolerates or
 computes garbage for. This pass mends them without changing what the model computes or how it is called:
 
-* values defined twice, which `graphopt.io.load` had to rename, are reported here;
-* nodes are put in topological order;
+* values defined twice are renamed, and nodes are put in topological order; `graphopt.io.load` had to do so in
+  files, and it is reported here;
 * a subgraph that returns an outer value, or one value twice, returns an Identity of it (ONNX Runtime refuses
   the first and returns uninitialized memory for the second);
 * a value inside a subgraph that is named like an outer one, and a node named like another one of its graph,
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import onnx
 import onnx_ir as ir
 
-from graphopt import io
+from graphopt import io, scopes
 from graphopt.passbase import Pass, Result
 from graphopt.passes.structural import _graphs, _inference
 
@@ -47,7 +47,7 @@ class Repair(Pass):
         repairs = {
             "redeclared_values": len(model.meta.pop(io.RENAMED, ())),
             "subgraph_outputs": _give_subgraphs_their_outputs(model),
-            "unsorted_graphs": _sort(model, skipped),
+            "unsorted_graphs": model.meta.pop(io.SORTED, 0) + _sort(model, skipped),
             "shadowing_values": _rename_shadows(model),
             "duplicate_node_names": _rename_nodes(model),
             "opset_imports": _import_opsets(model),
@@ -63,7 +63,7 @@ def _give_subgraphs_their_outputs(model: ir.Model) -> int:
     taken = _graphs.names(model)
     return sum(
         _give_outputs(subgraph, _by_name(graph), taken)
-        for graph in _graphs.roots(model)
+        for graph in scopes.roots(model)
         for node in graph
         for subgraph in _bodies(node)
     )
@@ -101,9 +101,9 @@ def _by_name(graph: ir.Graph) -> dict[str | None, ir.Value]:
 
 
 def _sort(model: ir.Model, skipped: list[tuple[str, str]]) -> int:
-    graphs = list(_graphs.scopes(model))
+    graphs = list(_graphs.graphs(model))
     before = [list(graph) for graph in graphs]
-    for owner in _graphs.roots(model):
+    for owner in scopes.roots(model):
         try:
             owner.sort()
         except ValueError as error:
@@ -113,7 +113,7 @@ def _sort(model: ir.Model, skipped: list[tuple[str, str]]) -> int:
 
 def _rename_shadows(model: ir.Model) -> int:
     taken = _graphs.names(model)
-    return sum(_rename_inside(graph, set(), taken) for graph in _graphs.roots(model))
+    return sum(_rename_inside(graph, set(), taken) for graph in scopes.roots(model))
 
 
 def _rename_inside(graph: ir.Graph, outer: set[str | None], taken: Counter[str]) -> int:
@@ -131,7 +131,7 @@ def _rename_inside(graph: ir.Graph, outer: set[str | None], taken: Counter[str])
 
 def _rename_nodes(model: ir.Model) -> int:
     count = 0
-    for graph in _graphs.scopes(model):
+    for graph in _graphs.graphs(model):
         taken = Counter({node.name: 1 for node in graph if node.name})
         seen: set[str] = set()
         for node in graph:
@@ -144,7 +144,7 @@ def _rename_nodes(model: ir.Model) -> int:
 
 def _import_opsets(model: ir.Model) -> int:
     count = 0
-    for owner in _graphs.roots(model):
+    for owner in scopes.roots(model):
         if "ai.onnx" in owner.opset_imports:  # the long name of the default domain
             owner.opset_imports[""] = owner.opset_imports.pop("ai.onnx")
             count += 1
@@ -189,7 +189,7 @@ def _raise_ir_version(model: ir.Model) -> int:
 
 def _correct_types(model: ir.Model) -> int:
     count = 0
-    for graph in _graphs.scopes(model):
+    for graph in _graphs.graphs(model):
         for value in graph.initializers.values():
             tensor = value.const_value
             if tensor is None or value.is_graph_input():

@@ -31,7 +31,7 @@ class StripMetadata(Pass):
     def call(self, model: ir.Model) -> Result:
         """Strip the model in place; the report counts documentation strings and metadata entries."""
         docs = entries = 0
-        for graph in _graphs.scopes(model):
+        for graph in _graphs.graphs(model):
             things: list[_Documented] = [graph, *_graphs.definitions(graph), *graph]
             for thing in things:
                 docs += bool(thing.doc_string)

@@ -311,15 +311,17 @@ def test_other_factors_do_more(build, sample, quantize, body):
     assert done.outputs["y"].shape == done.reference["y"].shape
 
 
-def test_what_only_a_concat_reads_is_on_its_grid(build, sample, quantize):
+@pytest.mark.parametrize("clamp", ["Identity", "Relu"])
+def test_what_only_a_concat_reads_is_on_its_grid(build, sample, quantize, clamp):
     model = build(
-        f"g {LAYER.replace('w2', 'w2, float[4,8,1,1] v')} {{ a = Conv{SAME}(x, w1, b1) b = Conv{SAME}(x, w2) c = Concat<axis=1>(a, b) y = Conv(c, v) }}",
+        f"g {LAYER.replace('w2', 'w2, float[4,8,1,1] v')} {{ a = Conv{SAME}(x, w1, b1) b = Conv{SAME}(x, w2) c = Concat<axis=1>(a, b) d = {clamp}(c) y = Conv(d, v) }}",
         **WEIGHTS,
         v=(4, 8, 1, 1),
     )
     done = quantize(model, sample(**X))
     _, a, b, c, _ = (tuple(v.name for v in node.inputs[1:]) for node in done.nodes("QuantizeLinear"))
     assert a == b == c
+    assert done.kernels.count("QuantizeLinear") == done.kernels.count("DequantizeLinear") == 1
     assert done.sqnr["y"] > 33
 
 

@@ -189,7 +189,7 @@ def test_functions(apply, ops, parse):
 
 
 def test_an_output_takes_over_the_name(apply, ops, parse):
-    model = parse("g (float[2] x) => (float[M] y, float[2] z) { a = Neg(x) y = Identity(a) z = Exp(a) }")
+    model = parse("g (float[2] x) => (float[M] y, float[2] z) <float[2] a> { a = Neg(x) y = Identity(a) z = Exp(a) }")
     apply(EliminateIdentity(), model)
     assert ops(model) == ["Neg", "Exp"]
     assert [v.name for v in model.graph.outputs] == ["y", "z"]
@@ -256,6 +256,22 @@ def test_a_name_that_several_scopes_use_does_not_cross_them(apply, parse):
     result = EliminateIdentity()(model)
     assert not result.modified
     assert result.skipped == [("Identity of 'b'", "several scopes use the name 'a'")]
+
+
+def test_an_output_name_that_a_subgraph_shadows_is_not_given_away(parse):
+    model = parse("""
+    g (float[2] x, bool c) => (float[2] y, float[2] z) {
+        a = Exp(x)
+        z = If(c) <
+            then_branch = t () => (float[2] p) { k = Neg(x) p = Add(a, k) },
+            else_branch = e () => (float[2] q) { q = Abs(x) }>
+        y = Identity(a)
+    }
+    """)
+    next(v for node in model.graph.all_nodes() for v in node.outputs if v.name == "k").name = "y"
+    result = EliminateIdentity()(model)
+    assert not result.modified
+    assert result.skipped == [("Identity of 'y'", "several scopes use the name 'y'")]
 
 
 def test_facts_move_on(parse):

@@ -397,6 +397,30 @@ def test_facts_survive(parse):
     assert model.graph.initializers["a"].metadata_props == {"graphopt.range": "-2 -1"}
 
 
+def test_a_node_with_another_output_in_use_stays(apply, ops, parse):
+    model = parse("""
+    g (float[4,4] x) => (float[A,4] y) { a, b = Split<num_outputs = 2>(x) s = Shape(a) z = Reshape(b, s) y = Neg(z) }
+    """)
+    apply(FoldConstants(), model)
+    assert ops(model) == ["Split", "Reshape", "Neg"]
+
+
+def test_the_branch_not_taken_uses_nothing_any_more(parse):
+    inner = (
+        "If(k) <then_branch = tt () => (float[2] r) { r = Neg(a) }, else_branch = ee () => (float[2] u) { u = Exp(a) }>"
+    )
+    model = parse(f"""
+    g (float[2] x, bool k) => (float[2] y) <bool c = {{1}}> {{
+        a = Neg(x)
+        y = If(c) <
+            then_branch = t () => (float[2] p) {{ p = Abs(a) }},
+            else_branch = e () => (float[2] q) {{ q = {inner} }}>
+    }}
+    """)
+    FoldConstants()(model)
+    assert [user.op_type for user in model.graph.node(0).outputs[0].consumers()] == ["Abs"]
+
+
 def test_what_only_fed_a_folded_node_goes_with_it(apply, ops, parse):
     model = parse(
         "g (float[3,4] x) => (int64[2] y) <int64[2] k = {1, 1}> { a = Exp(x) b = Relu(a) s = Shape(b) y = Mul(s, k) }"

@@ -138,6 +138,24 @@ def test_shadowing_values_get_their_own_names(run, condition, expected):
     assert run(model, {**X, "c": np.array(condition)})["y"].tolist() == expected
 
 
+def test_shadows_two_levels_down():
+    model = raw("""
+    g (float[2] x, bool c) => (float[2] y) {
+        a = Exp(x)
+        y = If(c) <
+            then_branch = t () => (float[2] p) {
+                p = If(c) <
+                    then_branch = tt () => (float[2] r) { b = Neg(a) r = Abs(b) },
+                    else_branch = ee () => (float[2] s) { s = Exp(a) }>
+            },
+            else_branch = e () => (float[2] q) { q = Abs(a) }>
+    }
+    """)
+    values = {v.name: v for node in model.graph.all_nodes() for v in node.outputs}
+    values["b"].name = "a"
+    repair(model, shadowing_values=1)
+
+
 def test_inputs_of_a_loop_body_may_be_renamed(run):
     model = raw("""
     g (float[2] x, int64 n, bool c) => (float[2] y) {
@@ -195,6 +213,15 @@ def test_missing_imports_of_functions(run):
     assert run(model, X)["y"].shape == (2,)
 
 
+def test_functions_import_what_the_model_imports():
+    model = raw("""<ir_version: 9, opset_import: ["": 18, "ai.onnx.ml": 1, "f": 1]>
+    g (float[2,2] x) => (float[2,2] y) { y = f.f(x) }
+    <domain: "f", opset_import: ["": 18]> f (a) => (b) { b = ai.onnx.ml.Normalizer(a) }
+    """)
+    assert Repair()(model).report == {"opset_imports": 1}
+    assert model.functions["f", "f", ""].opset_imports["ai.onnx.ml"] == 1
+
+
 def test_the_long_name_of_the_default_domain_becomes_the_short_one():
     model = raw("g (float[2] x) => (float[2] y) { y = Abs(x) }")
     model.graph.opset_imports["ai.onnx"] = model.graph.opset_imports.pop("")
@@ -233,7 +260,7 @@ def test_missing_and_ancient_ir_versions(version):
 
 
 def test_defaults_that_callers_may_override_stay(apply, parse):
-    model = parse("g (float[2] x, float[2] w) => (float[2] y) <float[2] w = {1, 2}> { y = Mul(x, w) }")
+    model = parse("g (float[2] x, float[N] w) => (float[2] y) <float[2] w = {1, 2}> { y = Mul(x, w) }")
     result = apply(Repair(), model)
     assert not result.modified
     assert result.skipped == [
