@@ -18,19 +18,17 @@ first operator that raises.
 from __future__ import annotations
 
 import math
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-from onnx.reference import ReferenceEvaluator
 
 from graphopt import io, scopes
 from graphopt.passbase import FACT_PREFIX, Pass, Result, param
 from graphopt.passes.structural import _graphs, _inference
+from graphopt.passes.structural._evaluator import OPERATORS, Call, Refused
 
 _QUANTIZATION = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
 _RANDOM = frozenset(
@@ -44,126 +42,12 @@ _RANDOM = frozenset(
         "RandomUniformLike",
     }
 )
-_EVALUATED = frozenset(
-    [
-        "Abs",
-        "Acos",
-        "Acosh",
-        "Add",
-        "And",
-        "ArgMax",
-        "ArgMin",
-        "Asin",
-        "Asinh",
-        "Atan",
-        "Atanh",
-        "BitShift",
-        "BitwiseAnd",
-        "BitwiseNot",
-        "BitwiseOr",
-        "BitwiseXor",
-        "Cast",
-        "CastLike",
-        "Ceil",
-        "Clip",
-        "Compress",
-        "Concat",
-        "ConstantOfShape",
-        "Cos",
-        "Cosh",
-        "CumSum",
-        "DepthToSpace",
-        "Div",
-        "Einsum",
-        "Elu",
-        "Equal",
-        "Erf",
-        "Exp",
-        "Expand",
-        "EyeLike",
-        "Flatten",
-        "Floor",
-        "Gather",
-        "GatherElements",
-        "GatherND",
-        "Gemm",
-        "Greater",
-        "GreaterOrEqual",
-        "Identity",
-        "IsInf",
-        "IsNaN",
-        "LeakyRelu",
-        "Less",
-        "LessOrEqual",
-        "Log",
-        "MatMul",
-        "Max",
-        "Mean",
-        "Min",
-        "Mod",
-        "Mul",
-        "Neg",
-        "NonZero",
-        "Not",
-        "OneHot",
-        "Or",
-        "Pad",
-        "Pow",
-        "Range",
-        "Reciprocal",
-        "ReduceL1",
-        "ReduceL2",
-        "ReduceLogSum",
-        "ReduceLogSumExp",
-        "ReduceMax",
-        "ReduceMean",
-        "ReduceMin",
-        "ReduceProd",
-        "ReduceSum",
-        "ReduceSumSquare",
-        "Relu",
-        "Reshape",
-        "Round",
-        "ScatterElements",
-        "ScatterND",
-        "Shape",
-        "Sigmoid",
-        "Sign",
-        "Sin",
-        "Sinh",
-        "Size",
-        "Slice",
-        "SpaceToDepth",
-        "Split",
-        "Sqrt",
-        "Squeeze",
-        "Sub",
-        "Sum",
-        "Tan",
-        "Tanh",
-        "Tile",
-        "TopK",
-        "Transpose",
-        "Trilu",
-        "Unsqueeze",
-        "Where",
-        "Xor",
-    ]
-)
-"""Operators that the reference evaluator computes as ONNX Runtime does, in all operator sets. Not so: Attention, LRN,
-MaxUnpool, Resize, and Softmax below opset 13."""
 _MOVERS = frozenset({"Concat", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze"})
 """Operators that move integers about without looking at them, so they can carry marks for unknown sizes."""
 _UNKNOWN = np.int64(-(2**62))
 """The mark for a size that is not known."""
-_SMALL = 1024
-"""Constants of at most this many elements are shown to shape inference."""
 _IR_VERSION = 4
 """First IR version in which an initializer need not be a graph input."""
-
-
-class _Refused(Exception):
-    """A node must stay; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +128,7 @@ class _Folder:
             if results is not None:
                 self._replace(node, results)
                 self.count["folded"] += 1
-        except _Refused as reason:
+        except Refused as reason:
             self._refused[node] = str(reason)
 
     def _size(self, node: ir.Node) -> list[np.ndarray | None] | None:
@@ -277,7 +161,7 @@ class _Folder:
                 return None
             tensors |= {value: ir.tensor(self._partial[value]) for value in marked}
         _check_foldable(node, list(tensors.values()), self._model.functions)
-        call = _Call(node, tensors, opsets)
+        call = Call(node, tensors, opsets)
         self._check_growth(node, call.nbytes)
         results = call.run()
         return self._complete(node, results) if marked else results
@@ -295,7 +179,7 @@ class _Folder:
         tensors = [_graphs.constant(value) for value in freed if not value.is_graph_output()]
         growth = (nbytes or 0) - sum(tensor.nbytes for tensor in tensors if tensor is not None)
         if growth > self._max_growth:
-            raise _Refused(f"folding it would enlarge the model by {growth} bytes, over max_growth={self._max_growth}")
+            raise Refused(f"folding it would enlarge the model by {growth} bytes, over max_growth={self._max_growth}")
         return growth
 
     def _replace(self, node: ir.Node, results: Sequence[np.ndarray | None]) -> None:
@@ -364,94 +248,14 @@ def _check_foldable(
     node: ir.Node, tensors: Sequence[ir.TensorProtocol | None], functions: dict[ir.OperatorIdentifier, ir.Function]
 ) -> None:
     if node.op_type in _QUANTIZATION:
-        raise _Refused("it tells the runtime to compute in integers")
+        raise Refused("it tells the runtime to compute in integers")
     if node.op_type in _RANDOM:
-        raise _Refused("it draws random numbers")
+        raise Refused("it draws random numbers")
     if _graphs.has_parameters(node):
-        raise _Refused("the caller of its function sets some of its attributes")
-    if not _graphs.is_op(node, *_EVALUATED) or node.op_identifier() in functions:
-        raise _Refused(f"no evaluator is known to compute {node.op_type} like ONNX Runtime")
+        raise Refused("the caller of its function sets some of its attributes")
+    if not _graphs.is_op(node, *OPERATORS) or node.op_identifier() in functions:
+        raise Refused(f"no evaluator is known to compute {node.op_type} like ONNX Runtime")
     if any(tensor is not None and tensor.dtype == ir.DataType.STRING for tensor in tensors):
-        raise _Refused("text is not folded")
+        raise Refused("text is not folded")
     if any(tensor is not None and tensor.dtype.bitwidth < 8 for tensor in tensors):
-        raise _Refused("it reads weights packed below 8 bits, which would grow")
-
-
-class _Call:
-    """A node with constant inputs, as a model of its own."""
-
-    def __init__(
-        self, node: ir.Node, tensors: dict[ir.Value, ir.TensorProtocol | None], opsets: dict[str, int]
-    ) -> None:
-        """Build the model and infer what it will return.
-
-        Raises:
-            _Refused: ONNX does not know what it returns.
-        """
-        self._feeds: dict[str, np.ndarray] = {}
-        inputs, initializers = [], []
-        proto = ir.to_proto(node)
-        for index, value in enumerate(node.inputs):
-            tensor = None if value is None else tensors[value]
-            if tensor is None:
-                continue
-            name = proto.input[index] = f"input{index}"
-            if tensor.size <= _SMALL:
-                initializers.append(ir.to_proto(tensor))
-                initializers[-1].name = name
-            else:
-                inputs.append(onnx.helper.make_tensor_value_info(name, tensor.dtype.value, tensor.shape.numpy()))
-                self._feeds[name] = tensor.numpy()
-        for index, name in enumerate(proto.output):
-            proto.output[index] = name and f"output{index}"
-        outputs = [onnx.ValueInfoProto(name=name) for name in proto.output if name]
-        self._model = onnx.helper.make_model(
-            onnx.helper.make_graph([proto], "node", inputs, outputs, initializers),
-            opset_imports=[onnx.helper.make_opsetid(node.domain, opsets.get(node.domain, 1))],
-        )
-        try:
-            inferred = onnx.shape_inference.infer_shapes(self._model)
-        except onnx.shape_inference.InferenceError as error:
-            raise _Refused(f"ONNX cannot infer what it returns: {_first_line(error)}") from None
-        types = {output.name: output.type.tensor_type for output in inferred.graph.output}
-        self._types = [types.get(name) for name in proto.output]
-        if any(type_ is not None and not type_.elem_type for type_ in self._types):
-            raise _Refused("ONNX cannot infer that it returns a tensor")
-
-    @property
-    def nbytes(self) -> int:
-        """The size of the results as far as shapes tell, in bytes."""
-        total = 0.0
-        for type_ in filter(None, self._types):
-            if type_.HasField("shape") and all(dim.HasField("dim_value") for dim in type_.shape.dim):
-                total += ir.DataType(type_.elem_type).itemsize * math.prod(dim.dim_value for dim in type_.shape.dim)
-        return int(total)
-
-    def run(self) -> list[np.ndarray | None]:
-        """Evaluate, and return one array per output of the node, None for one that is left out.
-
-        Raises:
-            _Refused: the evaluator fails, or contradicts shape inference.
-        """
-        try:
-            with warnings.catch_warnings(), np.errstate(all="ignore"):
-                warnings.simplefilter("ignore")
-                results = iter(ReferenceEvaluator(self._model).run(None, self._feeds))
-        except Exception as error:  # its operators are plain numpy code and raise whatever numpy raises
-            raise _Refused(f"the reference evaluator cannot compute it: {_first_line(error)}") from None
-        return [None if type_ is None else _checked(next(results), type_) for type_ in self._types]
-
-
-def _checked(result: object, expected: onnx.TypeProto.Tensor) -> np.ndarray:
-    array = np.asarray(result)
-    if array.dtype != ir.DataType(expected.elem_type).numpy():
-        raise _Refused(f"the reference evaluator returns {array.dtype} for {ir.DataType(expected.elem_type).name}")
-    dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in expected.shape.dim]
-    fits = len(dims) == array.ndim and all(d in (None, size) for d, size in zip(dims, array.shape, strict=True))
-    if expected.HasField("shape") and not fits:
-        raise _Refused(f"the reference evaluator returns shape {list(array.shape)}, ONNX infers {dims}")
-    return array
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise Refused("it reads weights packed below 8 bits, which would grow")
