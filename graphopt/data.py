@@ -240,7 +240,10 @@ class FactoryData(Data):
             keep = count if limit is None else min(count, limit - seen)
             if keep <= 0:
                 return
-            yield {name: a[:keep] for name, a in arrays.items()}, None if target is None else target[:keep]
+            if keep < count:  # only then, because a state or a flag among the inputs does not count samples
+                arrays = {name: a[:keep] for name, a in arrays.items()}
+                target = None if target is None else target[:keep]
+            yield arrays, target
             seen += keep
 
     def check(self, inputs: Sequence[Port], *, labels: bool = False) -> None:
