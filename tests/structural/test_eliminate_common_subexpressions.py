@@ -59,8 +59,9 @@ def test_attributes_and_constants_are_compared_by_value(apply, node):
 
 def test_a_left_out_trailing_input_is_the_same_as_none(apply, parse):
     model = parse(
-        "g (float[2] x) => (float[2] y) <float zero = {0}> { a = Clip(x, zero) b = Clip(x, zero, ) y = Add(a, b) }"
+        "g (float[2] x) => (float[2] y) <float zero = {0}> { a = Clip(x, zero) b = Clip(x, zero) y = Add(a, b) }"
     )
+    model.graph.node(1).resize_inputs(3)
     assert apply(Cse(), model).modified
 
 
@@ -170,6 +171,19 @@ def test_optional_outputs_that_one_node_leaves_out(apply, ops, parse):
     }
     """)
     assert not apply(Cse(), model).modified
+
+
+def test_another_number_of_outputs(apply):
+    text = """
+    g (float[2,1,2] x) => (float[1,1,1] p, float[2,1,1,1] q)
+        <float[1,4,2] w = {1, 1, 1, 1, 1, 1, 1, 1}, float[1,4,1] r = {1, 1, 1, 1}> {
+        y = LSTM<hidden_size = 1>(x, w, r)
+        y2, h = LSTM<hidden_size = 1>(x, w, r)
+        p = Neg(h)
+        q = Neg(y)
+    }
+    """
+    assert not apply(Cse(), text).modified
 
 
 def test_functions(apply, ops, parse):

@@ -145,6 +145,30 @@ def test_transposing_axes_of_size_one(apply, ops, parse):
     model = parse(one("t = Transpose<perm = [1, 0, 2]>(x)", "float[1,1,4] x"))
     assert apply(EliminateIdentity(), model).modified
     assert not apply(EliminateIdentity(), one("t = Transpose<perm = [1, 0, 2]>(x)", "float[1,2,4] x")).modified
+    assert not apply(EliminateIdentity(), one("t = Transpose<perm = [1, 0, 2]>(x)", "float[2,2,4] x")).modified
+
+
+@pytest.mark.parametrize("shape", ["Shape<start = 1>(x)", "Shape(other)"])
+def test_the_shape_of_something_else(apply, shape):
+    text = f"""
+    g (float[1,2,6] x, float[4,3] other) => (float[A,B] y) {{
+        s = {shape}
+        t = Reshape(x, s)
+        y = Abs(t)
+    }}
+    """
+    assert not apply(EliminateIdentity(), text).modified
+
+
+def test_addition_below_opset_7_is_left_alone(parse):
+    model = parse(
+        one(
+            "t = Add<broadcast = 1>(x, zero)",
+            constants="float zero = {0}",
+            header='<ir_version: 3, opset_import: ["": 6]>',
+        )
+    )
+    assert not EliminateIdentity()(model).modified
 
 
 def test_flatten(apply):
@@ -170,8 +194,13 @@ def test_stale_shapes_are_not_believed(apply):
 
 def test_types_of_function_bodies_are_unknown(apply):
     text = """<ir_version: 9, opset_import: ["": 18, "f": 1]>
-    g (double[2] x) => (float[2] y) { y = f.f<to = 1>(x) }
-    <domain: "f", opset_import: ["": 18]> f <to> (a) => (b) { c = Cast<to = 1>(a) d = Cast<to: int = @to>(c) b = Neg(d) }
+    g (double[2] x, float[2] z) => (float[2] y) { y = f.f<to = 1>(x, z) }
+    <domain: "f", opset_import: ["": 18]> f <to> (a, z) => (b) {
+        c = Cast<to = 1>(a)
+        d = Cast<to: int = @to>(c)
+        e = CastLike(a, z)
+        b = Add(d, e)
+    }
     """
     assert not apply(EliminateIdentity(), text).modified
 

@@ -30,7 +30,6 @@ def tensor(name: str, *shape: int) -> str:
 LINEAR = {
     "Conv": ("float[N,4,6,5] x", "l = Conv(x, w)", [tensor("w", 3, 4, 3, 3)], 3),
     "Conv, bias": ("float[N,4,6,5] x", "l = Conv<pads = [1,1,1,1]>(x, w, c)", [tensor("w", 3, 4, 3, 3), tensor("c", 3)], 3),
-    "Conv, empty bias": ("float[N,4,6,5] x", "l = Conv(x, w, )", [tensor("w", 3, 4, 3, 3)], 3),
     "Conv, groups": ("float[N,4,6] x", "l = Conv<group = 2>(x, w, c)", [tensor("w", 6, 2, 3), tensor("c", 6)], 6),
     "ConvTranspose": ("float[N,4,6,5] x", "l = ConvTranspose(x, w)", [tensor("w", 4, 3, 2, 2)], 3),
     "ConvTranspose, groups": (
@@ -122,6 +121,17 @@ def test_constants_that_would_overflow_are_not_made(parse):
     assert result.skipped == [("BatchNormalization", "a folded constant is too large for float32 or not a number")]
 
 
+def test_a_bias_that_is_left_out_by_an_empty_name(apply, parse):
+    model = parse(graph(*LINEAR["Conv"]))
+    model.graph.node(0).resize_inputs(3)
+    assert apply(FoldBatchnorm(), model, rtol=1e-5).modified
+
+
+def test_a_weight_that_is_a_graph_output_keeps_its_value(apply, parse):
+    text = graph(*LINEAR["Conv"])
+    assert apply(FoldBatchnorm(), text.replace(" y)", " y, float[3,4,3,3] w)"), rtol=1e-5).modified
+
+
 def test_two_in_a_row(apply, ops, parse):
     model = parse(f"""g (float[N,4,6,5] x) => (float[N,3,4,3] y) <{tensor("w", 3, 4, 3, 3)}, {normalization(3)}, {normalization(3, "tcnu")}> {{
         l = Conv(x, w)
@@ -200,6 +210,33 @@ def test_refused(apply, case):
     )
     assert not result.modified
     assert result.skipped == [("BatchNormalization", reason)]
+
+
+@pytest.mark.parametrize(
+    ("opset", "norm"),
+    [
+        (18, "n = BatchNormalization<training_mode = 1>(l, s, b, m, v)"),
+        (13, "n, rm, rv, sm, sv = BatchNormalization(l, s, b, m, v)"),
+    ],
+)
+def test_training_is_refused_by_attribute_or_number_of_outputs(parse, opset, norm):
+    text = graph(*LINEAR["Conv"]).replace("n = BatchNormalization(l, s, b, m, v)", norm)
+    result = FoldBatchnorm()(parse(f'<ir_version: 8, opset_import: ["": {opset}]>' + text))
+    assert result.skipped == [("BatchNormalization", "it runs in training mode")]
+
+
+def test_an_addition_that_changes_the_rank_is_refused(apply):
+    constants = [tensor("w", 3, 4, 1, 1), tensor("c", 2, 1, 3, 1, 1)]
+    text = graph("float[3,4,1,1] x", "k = Conv(x, w) l = Add(k, c)", constants, 3, output="float[A,B,C,D] y")
+    result = apply(FoldBatchnorm(), text.replace("[A,B,C,D] y", "[A,B,C,D,E] y"))
+    assert result.skipped == [
+        ("BatchNormalization", "it follows an Add of a constant that is not one number per channel")
+    ]
+
+
+def test_another_number_of_channels_is_refused(parse):
+    model = parse(graph("float[N,4,6] x", "l = ConvTranspose(x, w)", [tensor("w", 4, 3, 3)], 6))
+    assert FoldBatchnorm()(model).skipped == [("BatchNormalization", "ConvTranspose before it has 3 channels, not 6")]
 
 
 def test_statistics_per_element_are_refused(parse):

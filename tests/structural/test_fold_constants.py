@@ -109,6 +109,18 @@ def test_a_dynamic_axis_is_not_folded(apply, ops, parse):
     assert ops(model) == ["Shape", "Gather", "Size"]
 
 
+def test_unknown_sizes_are_only_moved(apply, ops, parse):
+    model = parse("""
+    g (float[N,4] x) => (int64[2] y, int64[2] z) <int64[2] two = {2, 2}, int64[9] table = {0, 1, 2, 3, 4, 5, 6, 7, 8}> {
+        s = Shape(x)
+        y = Mul(s, two)
+        z = Gather(table, s)
+    }
+    """)
+    result = apply(FoldConstants(), model)
+    assert (result.modified, result.skipped) == (False, [])
+
+
 def test_start_and_end_of_shape(apply, parse):
     model = parse(
         "g (float[N,4,6] x) => (int64[1] a, int64[2] b) { a = Shape<start = -2, end = -1>(x) b = Shape<start = 1, end = 9>(x) }"

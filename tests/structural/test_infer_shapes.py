@@ -76,10 +76,24 @@ def test_stale_declarations_are_corrected(apply, parse):
 
 
 def test_unknown_operators_and_missing_imports(parse):
-    text = "g (float[2] x) => (float[2] y) { a = Neg(x) b = c.Op(a) d = Neg(b) y = Exp(x) }"
+    text = """
+    g (float[2] x) => (float[2] y) <double[2] told> {
+        a = Neg(x)
+        b = c.Op(a)
+        told = c.Op(b)
+        d = Neg(b)
+        y = c.Op(x)
+    }
+    """
     known = parse('<ir_version: 9, opset_import: ["": 18, "c": 1]>' + text)
     assert InferShapes()(known).report["values"] == 1
-    assert info(known) == {"a": "FLOAT [2]", "b": "None None", "d": "None None", "y": "FLOAT [2]"}
+    assert info(known) == {
+        "a": "FLOAT [2]",
+        "b": "None None",
+        "told": "DOUBLE [2]",
+        "d": "None None",
+        "y": "FLOAT [2]",
+    }
     assert not InferShapes()(parse('<ir_version: 9, opset_import: ["": 18]>' + text)).modified
 
 
