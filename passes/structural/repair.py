@@ -171,7 +171,7 @@ def _version(domain: str, model: ir.Model) -> int:
 def _settle_initializers(model: ir.Model, skipped: list[tuple[str, str]]) -> int:
     defaults = [value for value in model.graph.inputs if value.is_initializer()]
     if (model.ir_version or 0) >= _OPTIONAL_INPUTS:
-        reason = "is a default that callers may override, so it is never folded; take it off the graph inputs to fix it"
+        reason = "is a default that callers may override, so it is never folded; take it off the graph inputs to make it constant"
         skipped.extend((value.name or "", reason) for value in defaults)
         return 0
     for value in defaults:

@@ -264,7 +264,10 @@ def test_defaults_that_callers_may_override_stay(apply, parse):
     result = apply(Repair(), model)
     assert not result.modified
     assert result.skipped == [
-        ("w", "is a default that callers may override, so it is never folded; take it off the graph inputs to fix it")
+        (
+            "w",
+            "is a default that callers may override, so it is never folded; take it off the graph inputs to make it constant",
+        )
     ]
 
 
