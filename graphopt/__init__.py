@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graphopt.application import apply
+    from graphopt.benchmarking import benchmark
+    from graphopt.bisection import bisect
     from graphopt.io import load, save
-    from graphopt.latency import benchmark
     from graphopt.optimizer import optimize
     from graphopt.validation import validate
 
-__all__ = ["apply", "benchmark", "load", "optimize", "save", "validate"]
+__all__ = ["apply", "benchmark", "bisect", "load", "optimize", "save", "validate"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "apply": "application",
-    "benchmark": "latency",
+    "benchmark": "benchmarking",
+    "bisect": "bisection",
     "load": "io",
     "optimize": "optimizer",
     "save": "io",

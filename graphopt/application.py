@@ -8,10 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-
 from graphopt import io, spec
-from graphopt.data import Data, open_data
+from graphopt.data import Source, open_data
 from graphopt.passbase import Pass
 from graphopt.pipeline import Pipeline, Step, begin, feeds_for
 from graphopt.target import Target
@@ -50,7 +48,7 @@ def apply(
     passes: Sequence[str | Mapping[str, Any] | Pass],
     output: str | Path,
     *,
-    data: str | Path | Mapping[str, np.ndarray] | Data | None = None,
+    data: Source | None = None,
     target: str | Target = "cpu",
     seed: int = 0,
     on_step: Callable[[Step], None] | None = None,

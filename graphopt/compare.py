@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 
 import ml_dtypes
 import numpy as np
-import onnx_ir as ir
 
-from graphopt import runtime
 from graphopt.runtime import Arrays
-from graphopt.target import Target
 
 _DWARFS = 1e6
 """An element this many times the median, and equal in both arrays, is a fill value rather than a result."""
-
-_GROUP = 64
-"""Inner values tapped in one run when looking for a divergence; bounds memory."""
 
 
 def same(reference: np.ndarray, candidate: np.ndarray, rtol: float) -> bool:
@@ -109,37 +102,6 @@ def cosine(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
 def is_float(dtype: np.dtype) -> bool:
     """Tell whether a numpy type is floating-point, ml_dtypes' narrow types included."""
     return dtype.kind == "f" or (dtype.kind == "V" and dtype.name.startswith(("bfloat", "float")))
-
-
-def first_divergence(
-    reference: ir.Model, candidate: ir.Model, feeds: Arrays, target: Target, rtol: float
-) -> str | None:
-    """Return the first node of `candidate`, in graph order, whose output differs from the value of the
-    same name in `reference`; None if every common value agrees or the models do not run when tapped.
-    """
-    names = {v.name for node in reference.graph for v in node.outputs if v.name}
-    common = [(node, v.name) for node in candidate.graph for v in node.outputs if v.name and v.name in names]
-    for start in range(0, len(common), _GROUP):
-        group = common[start : start + _GROUP]
-        wanted = [name for _, name in group]
-        try:
-            expected = runtime.open_session(tapped(reference, wanted), target).run(feeds, wanted)
-            actual = runtime.open_session(tapped(candidate, wanted), target).run(feeds, wanted)
-        except runtime.ExecutionError:
-            return None
-        for node, name in group:
-            if name in expected and name in actual and not same(expected[name], actual[name], rtol):
-                return f"{node.name or name} ({node.op_type})"
-    return None
-
-
-def tapped(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """Return a copy of the model that also outputs the inner values of these names."""
-    copy = model.clone()
-    present = {v.name for v in copy.graph.outputs}
-    by_name: Mapping[str | None, ir.Value] = {v.name: v for node in copy.graph for v in node.outputs}
-    copy.graph.outputs.extend(by_name[name] for name in dict.fromkeys(names) if name not in present)
-    return copy
 
 
 def _double(array: np.ndarray) -> np.ndarray:

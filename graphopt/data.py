@@ -57,7 +57,11 @@ class Data(abc.ABC):
         """Return what identifies the content: its sha256, or the name of a function that makes it."""
 
 
-def open_data(source: str | Path | Mapping[str, np.ndarray] | Data) -> Data:
+Source = str | Path | Mapping[str, np.ndarray] | Data
+"""What `open_data` opens."""
+
+
+def open_data(source: Source) -> Data:
     """Open a data set: a `.npz` file, `package.module:factory`, a mapping of arrays, or `Data` as it is.
 
     A `.npz` holds one array per graph input, samples first, and targets in `labels`. A factory is called

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt import runtime
 from graphopt.data import Data, batch_size, fitted_batches
-from graphopt.errors import UserError
+from graphopt.errors import UsageError, UserError, did_you_mean
 from graphopt.runtime import Arrays, ExecutionError, Port, Session
 
 _SIZES = ((2, 16), (3, 32), (1, 24), (1, 64), (1, 1), (2, 2), (1, 128), (1, 256), (4, 4))
@@ -64,20 +65,30 @@ def generate(model: ir.Model, session: Session, seed: int) -> list[dict[str, np.
     raise CannotGenerate(why)
 
 
-def of_batch(model: ir.Model, session: Session, batch: int, seed: int) -> dict[str, np.ndarray]:
+def of_batch(
+    model: ir.Model, session: Session, batch: int, seed: int, axes: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, np.ndarray]:
     """Return inputs of a given batch size; a fixed first axis stays what the model says.
 
+    Args:
+        model: what the inputs are for.
+        session: a session of it.
+        batch: size of every dynamic first axis.
+        seed: of the values.
+        axes: sizes of other dynamic axes, by their names or as `input:axis`.
+
     Raises:
-        UserError: no generated inputs of this batch size make the model run.
+        UserError: there is no such axis, or no generated inputs of this batch size make the model run.
     """
     ports = runtime.model_inputs(model)
     if any(port.dtype is None for port in ports):
         raise UserError("the model has inputs that are not tensors, which cannot be generated")
+    check_axes(ports, axes)
     why: Exception | None = None
     ranks = _RANKS if any(port.shape is None for port in ports) else _RANKS[:1]
     for kind, rank, (_, other) in itertools.product(_KINDS, ranks, _SIZES):
         rng = np.random.default_rng(seed)
-        shapes = _sized(ports, batch, other, rank)
+        shapes = _sized(ports, batch, other, rank, axes)
         feeds = {port.name: _fill(rng, port, shape, kind) for port, shape in zip(ports, shapes, strict=True)}
         try:
             session.run(feeds)
@@ -85,7 +96,20 @@ def of_batch(model: ir.Model, session: Session, batch: int, seed: int) -> dict[s
             why = error
         else:
             return feeds
-    raise UserError(f"the model does not run on random inputs of batch {batch}: {why}; give it data")
+    sizes = ", ".join([f"batch {batch}", *(f"{name} {size}" for name, size in axes.items())])
+    raise UserError(f"the model does not run on random inputs of {sizes}: {why}; give it data")
+
+
+def check_axes(ports: tuple[Port, ...], axes: Iterable[str]) -> None:
+    """Refuse names that no dynamic axis has.
+
+    Raises:
+        UsageError: the message tells which there are.
+    """
+    known = {_axis_name(p, axis) for p in ports for axis, size in enumerate(p.shape or ()) if not isinstance(size, int)}
+    for name in axes:
+        if name not in known:
+            raise UsageError(f"the model has no dynamic axis '{name}'{did_you_mean(name, known)}")
 
 
 def from_data(data: Data, ports: tuple[Port, ...], batches: int = 2) -> list[dict[str, np.ndarray]]:
@@ -110,18 +134,27 @@ def _shapes(ports: tuple[Port, ...]) -> Iterator[tuple[tuple[int, ...], ...]]:
 
 
 def _sized(
-    ports: tuple[Port, ...], first: int, other: int, unknown: tuple[int, ...] = _RANKS[0]
+    ports: tuple[Port, ...],
+    first: int,
+    other: int,
+    unknown: tuple[int, ...] = _RANKS[0],
+    axes: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[tuple[int, ...], ...]:
-    """Choose a size for every dynamic axis; axes of the same name get the same size."""
-    bound: dict[str, int] = {}
+    """Choose a size for every dynamic axis, that of `axes` if it is there; axes of the same name get the same size."""
+    bound = dict(axes)
     shapes = []
     for port in ports:
         shape = []
         for axis, dim in enumerate(unknown if port.shape is None else port.shape):
             free = first if axis == 0 else other
-            shape.append(dim if isinstance(dim, int) else bound.setdefault(dim, free) if dim else free)
+            shape.append(dim if isinstance(dim, int) else bound.setdefault(_axis_name(port, axis), free))
         shapes.append(tuple(shape))
     return tuple(shapes)
+
+
+def _axis_name(port: Port, axis: int) -> str:
+    """Return what a dynamic axis is called: its own name, or `input:axis`."""
+    return str((port.shape and port.shape[axis]) or f"{port.name}:{axis}")
 
 
 def _fill(rng: np.random.Generator, port: Port, shape: tuple[int, ...], kind: str) -> np.ndarray:

@@ -103,15 +103,15 @@ def save(model: ir.Model, path: str | Path) -> int:
     return size
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file atomically.
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file atomically.
 
     Raises:
         UserError: as for `save`.
     """
     path = Path(path)
     with _writing(path) as folder:
-        (folder / path.name).write_text(text, encoding="utf-8")
+        (folder / path.name).write_bytes(content)
         _install([folder / path.name], path.parent)
 
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from graphopt import inputs, io, metrics, runtime
 from graphopt import recipe as recipes
-from graphopt.data import Data, batch_size, open_data
+from graphopt.data import Data, Source, batch_size, open_data
 from graphopt.errors import UserError
 from graphopt.latency import Latency
 from graphopt.metrics import Change, Metric
@@ -26,8 +26,6 @@ from graphopt.target import find as find_target
 
 STRIP = "strip-metadata"
 """The pass that `keep_metadata` leaves out."""
-
-Source = str | Path | Mapping[str, np.ndarray] | Data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +70,7 @@ def optimize(
     metric: str | None = None,
     max_drop: str | float = "0.01",
     target: str | Target = "cpu",
-    recipe: str = "default",
+    recipe: str | None = None,
     batch: int = 1,
     seed: int = 0,
     keep_metadata: bool = False,
@@ -94,7 +92,7 @@ def optimize(
         metric: a built-in name or `package.module:function`; by default accuracy with `eval_data`, else cosine.
         max_drop: largest accepted drop: 0.005 is absolute in the metric's unit, "0.5%" relative.
         target: where the model will run.
-        recipe: name or file of the recipe.
+        recipe: name or file of the recipe; by default the target's own.
         batch: samples per run when measuring latency, where the model does not fix its batch.
         seed: of random inputs and of resampling.
         keep_metadata: keep what exporters leave in the nodes' metadata.
@@ -108,7 +106,9 @@ def optimize(
     calibration = open_data(data) if data is not None else None
     exam = _exam(metric, eval_data, calibration, str(max_drop))
     passes = [
-        _with_data(p, calibration) for p in recipes.load(recipe) if not (keep_metadata and p.pass_name() == STRIP)
+        _with_data(p, calibration)
+        for p in recipes.load(recipe or place.recipe)
+        if not (keep_metadata and p.pass_name() == STRIP)
     ]
     loaded = io.load(model)
     sources = (calibration, exam.data if exam else None)
@@ -127,18 +127,18 @@ def optimize(
             str(model), str(output), place, passes, loaded, size, str(reason), time.perf_counter() - start
         )
     timing = _timing_feeds(opened, calibration, feeds, batch, seed)
-    referee = Referee(opened, ports, exam, timing, inputs.batch_of(timing, ports), seed)
+    referee = Referee(opened, place, ports, exam, timing, inputs.batch_of(timing, ports), seed)
     marks = [pipeline.mark()]
     for pass_ in passes[len(opened.steps) :]:
         if pass_.contract.kind == "lossy" and len(marks) == 1:
             marks.append(pipeline.mark())
-        step = pipeline.run(pass_, functools.partial(referee.judge, pipeline.session))
+        step = pipeline.run(pass_, functools.partial(referee.judge, pipeline.model))
         if on_step:
             on_step(step)
-    latency = referee.latency(pipeline.session)
+    latency = referee.latency(pipeline.model)
     while latency.ci95[1] < 1 and marks:
         pipeline.rollback(marks.pop(), f"the whole model measured {latency.speedup:.2f}x the speed of the input")
-        latency = referee.latency(pipeline.session)
+        latency = referee.latency(pipeline.model)
     change = referee.change(pipeline.session)
     pairs = zip(passes, pipeline.steps, strict=True)
     lossy = any(pass_.contract.kind == "lossy" and step.status == "kept" for pass_, step in pairs)

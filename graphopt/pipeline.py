@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import compare, inputs, invariants, io, runtime, spec
+from graphopt import bisection, compare, inputs, invariants, io, runtime, spec
 from graphopt.data import Data
 from graphopt.errors import UserError
 from graphopt.passbase import Pass, PreconditionError, Result
@@ -293,7 +293,7 @@ class Pipeline:
             if contract.kind == "exact":
                 reason = compare.first_mismatch(expected, got, contract.rtol)
                 if reason:
-                    node = compare.first_divergence(self.model, candidate, feeds, self.target, contract.rtol)
+                    node = bisection.first_divergence(self.model, candidate, feeds, self.target, contract.rtol)
                     return f"changed the result: {reason}" + (f"; first at {node}" if node else "")
             else:
                 reason = _destroyed(expected, got, contract.min_sqnr)

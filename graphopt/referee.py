@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import weakref
 from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from graphopt import metrics, pipeline
+from graphopt import metrics, pipeline, runtime
 from graphopt.data import Data
 from graphopt.errors import UserError
 from graphopt.latency import Latency, compare_latency
 from graphopt.metrics import Change, CustomMetric, Metric, Score
 from graphopt.pipeline import Start, Verdict
 from graphopt.runtime import Arrays, ExecutionError, Port, Session
+from graphopt.target import Target
 
 _SECONDS = 2.0
 """Longest time for one latency comparison."""
@@ -37,13 +39,21 @@ class Referee:
     """Compares candidates with the input model."""
 
     def __init__(
-        self, origin: Start, ports: Sequence[Port], exam: Exam | None, timing: Arrays, batch: int, seed: int
+        self,
+        origin: Start,
+        target: Target,
+        ports: Sequence[Port],
+        exam: Exam | None,
+        timing: Arrays,
+        batch: int,
+        seed: int,
     ) -> None:
         """Prepare to judge.
 
         Args:
             origin: the input model.
-            ports: its inputs.
+            target: where latency is measured.
+            ports: the input model's inputs.
             exam: what to hold candidates to, or None to look at latency alone.
             timing: inputs for latency measurements.
             batch: samples in `timing`.
@@ -52,27 +62,21 @@ class Referee:
         Raises:
             UserError: the metric cannot be computed on this data, or the budget cannot be read.
         """
-        self._origin, self._ports, self._exam, self._timing, self._batch, self._seed = (
-            origin,
-            ports,
-            exam,
-            timing,
-            batch,
-            seed,
-        )
+        self._origin, self._target, self._ports, self._exam = origin, target, ports, exam
+        self._timing, self._batch, self._seed = timing, batch, seed
         self._changes: weakref.WeakKeyDictionary[Session, Change] = weakref.WeakKeyDictionary()
         self._baseline: Score | None = None
         if exam:
             self._baseline = self._score(origin.session)
             self.budget = metrics.budget(exam.max_drop, self._baseline.value)
 
-    def judge(self, current: Session, candidate: ir.Model, session: Session) -> Verdict:
-        """Decide about a candidate against the session that it would replace."""
+    def judge(self, current: ir.Model, candidate: ir.Model, session: Session) -> Verdict:
+        """Decide about a candidate, of which there is a session, against the model that it would replace."""
         change = self.change(session)
         if change and not change.within(self.budget):
             return Verdict(False, self._over_budget(change))
         kept = f"{change.name} {change.before:.4f} to {change.after:.4f}, " if change else ""
-        latency = compare_latency(current, session, self._timing, self._batch, seconds=_SECONDS, seed=self._seed)
+        latency = self._race(current, candidate)
         speed = f"{latency.speedup:.2f}x the speed ({latency.ci95[0]:.2f} to {latency.ci95[1]:.2f})"
         if latency.ci95[0] > 1:
             return Verdict(True, kept + speed)
@@ -91,15 +95,17 @@ class Referee:
             self._changes[session] = metrics.change(self._exam.metric, self._baseline, after, self._seed)
         return self._changes[session]
 
-    def latency(self, session: Session) -> Latency:
-        """Time a session against the input model; a verdict of "slower" is checked by a second measurement."""
-        origin = self._origin.session
-        latency = compare_latency(origin, session, self._timing, self._batch, seconds=_SECONDS, seed=self._seed)
-        if session is origin:
+    def latency(self, model: ir.Model) -> Latency:
+        """Time a model against the input model; a verdict of "slower" is checked by a second measurement."""
+        origin = self._origin.model
+        latency = self._race(origin, model)
+        if model is origin:
             return dataclasses.replace(latency, after_ms=latency.before_ms, speedup=1.0, ci95=(1.0, 1.0))
-        if latency.ci95[1] < 1:
-            latency = compare_latency(origin, session, self._timing, self._batch, seconds=_SECONDS, seed=self._seed)
-        return latency
+        return self._race(origin, model) if latency.ci95[1] < 1 else latency
+
+    def _race(self, before: ir.Model, after: ir.Model) -> Latency:
+        one, two = (functools.partial(runtime.open_session, model, self._target) for model in (before, after))
+        return compare_latency(one, two, self._timing, self._batch, seconds=_SECONDS)
 
     def _score(self, session: Session) -> Score:
         assert self._exam is not None

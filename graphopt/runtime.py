@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import onnx_ir as ir
 from graphopt import registry
 
 if TYPE_CHECKING:
+    from graphopt.diagnosis import Finding
     from graphopt.target import Target
 
 Arrays = Mapping[str, np.ndarray]
@@ -45,6 +48,13 @@ class Session(abc.ABC):
             ExecutionError: the runtime could not execute the model on these inputs.
         """
 
+    def prepare(self, feeds: Arrays) -> Callable[[], object]:
+        """Return a function that runs once on `feeds`, for timing: on a device they lie there already, and stay there.
+
+        It raises what `run` raises. Clients that run at the same time need a function each.
+        """
+        return functools.partial(self.run, feeds)
+
 
 class ExecutionError(Exception):
     """A runtime refused a model or failed while running it. The message is the runtime's own, in one line."""
@@ -62,10 +72,32 @@ class Runtime(abc.ABC):
             UserError: the runtime or what the target asks of it is not installed.
         """
 
+    @abc.abstractmethod
+    def open_file(self, path: str | Path, target: Target) -> Session:
+        """Make a session for a file as a deployment does, without graphopt's own reading of it.
+
+        Raises:
+            ExecutionError: the runtime does not load this model.
+            UserError: the runtime or what the target asks of it is not installed.
+        """
+
     def optimized(self, model: ir.Model, target: Target) -> ir.Model | None:
         """Return the graph as the runtime itself rewrites it for the target, or None if it does not tell."""
         del model, target
         return None
+
+    def providers(self) -> Sequence[str]:
+        """Return the names of the execution providers that it knows, installed or not."""
+        return ()
+
+    def kernels(self, target: Target) -> frozenset[tuple[str, str]]:
+        """Return `(domain, operator)` of everything the target's provider executes; empty if it does not tell."""
+        del target
+        return frozenset()
+
+    def diagnose(self) -> Sequence[Finding]:
+        """Look for faults of its installation."""
+        return ()
 
 
 def flatten(name: str, value: Any) -> dict[str, np.ndarray]:

@@ -30,15 +30,28 @@ def parse(text: str) -> Pass:
     Raises:
         UsageError: bad syntax, unknown pass, unknown field, or a value of the wrong type.
     """
+    return build(*split(text, "pass"))
+
+
+def split(text: str, kind: str) -> tuple[str, dict[str, str]]:
+    """Take `name{field=value ...}` apart into the name and its fields, in which `-` reads as `_`.
+
+    Args:
+        text: what was written.
+        kind: what it names ("pass", "target"), for messages.
+
+    Raises:
+        UsageError: bad syntax, or a field given twice.
+    """
     match = _SPEC.fullmatch(text)
     if not match:
-        raise UsageError(f"cannot read pass '{text}'; write name or 'name{{field=value}}'")
+        raise UsageError(f"cannot read {kind} '{text}'; write name or 'name{{field=value}}'")
     name, body = match.groups()
     fields: dict[str, str] = {}
     try:
         words = shlex.split(body or "")
     except ValueError as error:
-        raise UsageError(f"cannot read pass '{text}': {error}") from None
+        raise UsageError(f"cannot read {kind} '{text}': {error}") from None
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
@@ -46,7 +59,13 @@ def parse(text: str) -> Pass:
         if key.replace("-", "_") in fields:
             raise UsageError(f"{name}: field '{key}' is given twice")
         fields[key.replace("-", "_")] = value
-    return build(name, fields)
+    return name, fields
+
+
+def join(name: str, fields: Mapping[str, Any]) -> str:
+    """Write `name{field=value ...}`, which `split` reads back."""
+    words = [f"{key}={shlex.quote(_text(value))}" for key, value in fields.items()]
+    return f"{name}{{{' '.join(words)}}}" if words else name
 
 
 def build(name: str, fields: Mapping[str, Any]) -> Pass:
@@ -61,7 +80,7 @@ def build(name: str, fields: Mapping[str, Any]) -> Pass:
     for key, value in fields.items():
         if key not in types_:
             raise UsageError(f"{name}: unknown field '{key}'{did_you_mean(str(key), types_)}")
-        values[key] = _convert(value, types_[key], f"{name}: {key}")
+        values[key] = convert(value, types_[key], f"{name}: {key}")
     for field in dataclasses.fields(typing.cast(Any, cls)):
         if field.default is dataclasses.MISSING and field.name not in values:
             raise UsageError(f"{name}: field '{field.name}' is required; write {name}{{{field.name}=...}}")
@@ -100,8 +119,7 @@ def render(pass_: Pass, *, sources: bool = True) -> str:
     outside = {f.name for f in dataclasses.fields(typing.cast(Any, pass_)) if f.metadata.get("source")}
     fields = to_entry(pass_)
     name = fields.pop("pass")
-    words = [f"{key}={shlex.quote(_text(value))}" for key, value in fields.items() if sources or key not in outside]
-    return f"{name}{{{' '.join(words)}}}" if words else name
+    return join(name, {key: value for key, value in fields.items() if sources or key not in outside})
 
 
 def options(cls: type[Pass]) -> list[click.Option]:
@@ -146,13 +164,17 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _convert(value: Any, type_: Any, where: str) -> Any:
-    """Turn text (or a plain recipe value) into `type_`."""
+def convert(value: Any, type_: Any, where: str) -> Any:
+    """Turn text (or a plain recipe value) into `type_`.
+
+    Raises:
+        UsageError: it does not fit; the message begins with `where`.
+    """
     origin, arguments = typing.get_origin(type_), typing.get_args(type_)
     if origin in (typing.Union, types.UnionType):
         if value is None or value == "none":
             return None
-        return _convert(value, next(a for a in arguments if a is not type(None)), where)
+        return convert(value, next(a for a in arguments if a is not type(None)), where)
     if origin is typing.Literal:
         for argument in arguments:
             if str(argument) == str(value):
@@ -162,7 +184,7 @@ def _convert(value: Any, type_: Any, where: str) -> Any:
         if not isinstance(value, (str, list, tuple)):
             raise UsageError(f"{where}: '{value}' is not a list")
         parts = [p for p in value.split(",") if p] if isinstance(value, str) else value
-        return tuple(_convert(part, arguments[0], where) for part in parts)
+        return tuple(convert(part, arguments[0], where) for part in parts)
     if type_ is bool:
         word = str(value).lower()
         if word not in ("true", "false"):

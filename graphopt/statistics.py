@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -42,9 +43,36 @@ def paired_proportions(before: np.ndarray, after: np.ndarray) -> Interval:
     return lost - won - width, lost - won + width
 
 
-def median_ratio(numerator: np.ndarray, denominator: np.ndarray, seed: int) -> tuple[float, Interval]:
-    """Return the median of paired ratios, [rounds] each, and its 95 % percentile bootstrap interval."""
-    ratios = numerator / denominator
-    chosen = np.random.default_rng(seed).integers(0, len(ratios), (1000, len(ratios)))
-    low, high = np.percentile(np.median(ratios[chosen], axis=1), [2.5, 97.5])
-    return float(np.median(ratios)), (float(low), float(high))
+def center(values: np.ndarray) -> tuple[float, Interval]:
+    """Return the center of independent observations, [N], and its 95 % interval: Hodges and Lehmann's estimate.
+
+    The median of all pairwise means, with the interval that belongs to Wilcoxon's signed-rank test. It asks of the
+    observations only that they scatter symmetrically, and shrugs off outliers; a bootstrap or Student's t of the
+    ten observations that a benchmark has does neither. Fewer than 6 observations cannot give 95 %: the interval
+    is then their range, and for a single one everything, (-infinity, infinity).
+
+    Reference: J. Hodges, E. Lehmann, "Estimates of Location Based on Rank Tests", Ann. Math. Stat. 34(2), 1963.
+    """
+    count = len(values)
+    if count == 1:
+        return float(values[0]), (-math.inf, math.inf)
+    first, second = np.triu_indices(count)
+    means = np.sort((values[first] + values[second]) / 2)
+    cut = _signed_rank_cut(count)
+    return float(np.median(means)), (float(means[cut]), float(means[-1 - cut]))
+
+
+@functools.cache
+def _signed_rank_cut(count: int) -> int:
+    """Return how many of the sorted pairwise means lie outside the 95 % interval, at each end.
+
+    That is the largest k for which Wilcoxon's statistic, the sum of a random subset of the ranks 1 to `count`, is
+    less than k with probability 2.5 % at most; exact up to 50 observations, a normal approximation beyond.
+    """
+    if count > 50:
+        mean, variance = count * (count + 1) / 4, count * (count + 1) * (2 * count + 1) / 24
+        return max(0, int(mean - _Z95 * math.sqrt(variance)))
+    chances = np.array([1.0])
+    for rank in range(1, count + 1):  # each rank is in the subset or not
+        chances = (np.pad(chances, (0, rank)) + np.pad(chances, (rank, 0))) / 2
+    return int(np.searchsorted(np.cumsum(chances), 0.025, side="right"))

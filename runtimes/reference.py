@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
@@ -18,8 +20,15 @@ class ReferenceRuntime(Runtime):
 
     def open(self, model: ir.Model, target: Target) -> Session:
         del target
+        return self._session(io.to_proto(model))
+
+    def open_file(self, path: str | Path, target: Target) -> Session:
+        del target
+        return self._session(str(path))
+
+    def _session(self, source: onnx.ModelProto | str) -> Session:
         try:
-            return ReferenceSession(ReferenceEvaluator(io.to_proto(model)))
+            return ReferenceSession(ReferenceEvaluator(source))
         except (NotImplementedError, RuntimeError, ValueError, KeyError) as error:
             raise ExecutionError(f"reference evaluator: {' '.join(str(error).split())[:400]}") from error
 

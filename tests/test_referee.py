@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from graphopt import metrics, pipeline, referee
+from graphopt import metrics, pipeline, referee, target
 from graphopt.data import ArrayData
 from graphopt.errors import UserError
 from graphopt.latency import Latency
@@ -35,7 +35,7 @@ def make(max_drop="0.02", metric="accuracy", origin=None, exam=True, labels=LABE
     data = ArrayData("arrays", {"x": X} | ({} if labels is None else {"labels": labels}))
     start = SimpleNamespace(session=origin or Wrong(), model="origin")
     chosen = Exam(metrics.find(metric), data, max_drop) if exam else None
-    return Referee(start, (Port("x", None, (200, 4)),), chosen, {"x": X}, 1, seed=0)
+    return Referee(start, target.find("cpu"), (Port("x", None, (200, 4)),), chosen, {"x": X}, 1, seed=0)
 
 
 @pytest.fixture
@@ -52,23 +52,23 @@ def clock(monkeypatch):
 
 
 def test_faster_and_within_the_budget_is_kept(clock):
-    verdict = make().judge(Wrong(), "candidate", Wrong())
+    verdict = make().judge("current", "candidate", Wrong())
     assert verdict.keep
     assert verdict.reason == "accuracy 1.0000 to 1.0000, 1.50x the speed (1.40 to 1.60)"
 
 
 def test_a_drop_over_the_budget_is_not_kept_however_fast(clock):
-    verdict = make().judge(Wrong(), "candidate", Wrong(20))
+    verdict = make().judge("current", "candidate", Wrong(20))
     assert not verdict.keep
     assert verdict.reason == "accuracy 1.0000 to 0.9000: a drop of 0.1000 is over the budget of 0.02"
 
 
 def test_a_drop_that_may_be_over_the_budget_is_not_kept(clock):
-    verdict = make("0.02").judge(Wrong(), "candidate", Wrong(3))
+    verdict = make("0.02").judge("current", "candidate", Wrong(3))
     assert not verdict.keep
     assert "a drop of 0.0150 may be up to 0.0" in verdict.reason
     assert "more evaluation data would narrow it" in verdict.reason
-    assert make("0.05").judge(Wrong(), "candidate", Wrong(3)).keep
+    assert make("0.05").judge("current", "candidate", Wrong(3)).keep
 
 
 def test_a_relative_budget_is_relative_to_the_input_model(clock):
@@ -91,7 +91,7 @@ def test_a_relative_budget_is_relative_to_the_input_model(clock):
 def test_what_pays(clock, measured, keep):
     """Certainly faster, or as fast and clearly smaller."""
     clock(*measured)
-    verdict = make().judge(Wrong(), "candidate", Wrong())
+    verdict = make().judge("current", "candidate", Wrong())
     assert verdict.keep is keep
     assert verdict.reason.startswith("does not pay on this target: ") is not keep
 
@@ -99,7 +99,7 @@ def test_what_pays(clock, measured, keep):
 def test_without_an_exam_only_the_clock_counts(clock):
     judge = make(exam=False)
     assert judge.change(Wrong(200)) is None
-    assert judge.judge(Wrong(), "candidate", Wrong(200)).keep
+    assert judge.judge("current", "candidate", Wrong(200)).keep
 
 
 def test_the_input_model_against_itself():
@@ -132,8 +132,8 @@ def test_sessions_that_are_gone_leave_no_scores_behind():
 
 def test_fidelity_without_labels(clock):
     judge = make(metric="agreement", labels=None)
-    assert judge.judge(Wrong(), "candidate", Wrong()).keep
-    assert "agreement 1.0000 to 0.9000" in judge.judge(Wrong(), "candidate", Wrong(20)).reason
+    assert judge.judge("current", "candidate", Wrong()).keep
+    assert "agreement 1.0000 to 0.9000" in judge.judge("current", "candidate", Wrong(20)).reason
 
 
 def test_data_on_which_the_model_does_not_run():

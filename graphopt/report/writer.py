@@ -43,14 +43,14 @@ def write(report: Report, folder: Path | None) -> Path:
     text = json.dumps(plain(report.to_json()), indent=2) + "\n"
     if folder is None:
         path = Path(report.output).with_suffix(".report.json")
-        io.write_text(path, text)
+        io.write_bytes(path, text.encode())
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot make the folder: {error.strerror}") from None
-    io.write_text(folder / "report.json", text)
-    io.write_text(folder / "report.html", _html(report))
+    io.write_bytes(folder / "report.json", text.encode())
+    io.write_bytes(folder / "report.html", _html(report).encode())
     return folder / "report.html"
 
 

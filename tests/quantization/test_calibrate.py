@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphopt import compare, io, runtime, spec, target
+from graphopt import io, runtime, spec, tapping, target
 from graphopt.errors import UsageError, UserError
 from graphopt.passbase import PreconditionError, Result
 from graphopt.passes.quantization import _ranges, calibrate
@@ -35,8 +35,10 @@ def run(model, data, **fields) -> Result:
 
 def truth(model, names, feeds):
     """The true extremes of values, from tensors read out whole."""
-    outputs = runtime.open_session(compare.tapped(model, names), target.find("cpu", 1)).run(feeds)
-    return {name: (outputs[name].min(), outputs[name].max()) for name in names}
+    by_name = {value.name: value for node in model.graph for value in node.outputs}
+    tapped = tapping.tap(model, [by_name[name] for name in names])
+    outputs = runtime.open_session(tapped.model, target.find("cpu", 1)).run(feeds)
+    return {name: (outputs[name].min(), outputs[name].max()) for name in tapped.names}
 
 
 def test_ranges_are_the_extremes(net, sample):

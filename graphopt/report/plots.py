@@ -1,0 +1,91 @@
+"""Draw what was measured, with matplotlib."""
+
+from __future__ import annotations
+
+import importlib.util
+import io as streams
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphopt import io
+from graphopt.errors import UserError
+
+if TYPE_CHECKING:
+    from graphopt.benchmarking import Benchmark, Row
+
+_FORMATS = (".png", ".svg")
+_COLORS = {"baseline": "#777777", "faster": "#0a7a33", "slower": "#b3261e", "equal": "#2f6fde", "undecided": "#c77700"}
+
+
+def check(path: str) -> None:
+    """Refuse a picture that cannot be drawn or written, before any work is done.
+
+    Raises:
+        UserError: its format is unknown, its folder cannot be written, or matplotlib is not installed.
+    """
+    if Path(path).suffix not in _FORMATS:
+        raise UserError(f"{path}: is neither a .png nor a .svg; name the picture so")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("--plot needs matplotlib; run pip install 'graphopt[report]'")
+    io.check_writable(path)
+
+
+def benchmark(done: Benchmark, path: str) -> None:
+    """Draw time per run (median to 99th percentile) and speed-up with its interval, a line for every row.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "graphopt", "font.size": 9}):
+        _save(_benchmark(done.rows), path)
+
+
+def _benchmark(rows: list[Row]) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1.2 + 0.35 * len(rows)), layout="constrained")
+    times, speeds = figure.subplots(1, 2, sharey=True)
+    places = range(len(rows))
+    for place, row in zip(places, rows, strict=True):
+        color = _COLORS[row.verdict]
+        times.plot([row.median_ms, row.p99_ms], [place, place], color=color, linewidth=1)
+        times.plot([row.median_ms, row.p90_ms], [place, place], color=color, linewidth=4, solid_capstyle="butt")
+        times.plot(row.median_ms, place, "o", color=color)
+        low, high = row.ci95
+        speeds.errorbar(
+            row.speedup, place, xerr=[[row.speedup - low], [high - row.speedup]], fmt="o", color=color, capsize=3
+        )
+        speeds.annotate(row.verdict, (row.speedup, place), (0, 6), textcoords="offset points", ha="center", color=color)
+    times.set_yticks(places, [_label(row, rows) for row in rows])
+    times.set_ylim(len(rows) - 0.4, -0.8)
+    times.set_xlim(left=0)
+    times.set_xlabel("ms per run: median, to 90 % (thick), to 99 % (thin)")
+    speeds.axvline(1, color="#777777", linewidth=0.8)
+    speeds.margins(x=0.15)
+    speeds.set_xlabel("times the speed of the first, 95 % interval")
+    for axes in (times, speeds):
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _label(row: Row, rows: list[Row]) -> str:
+    """Name a row by its model and by everything in which rows differ."""
+    facts = {
+        "on": [r.target for r in rows],
+        "batch": [str(r.batch) for r in rows],
+        **{name: [str(r.axes[name]) for r in rows] for name in row.axes},
+        "clients": [str(r.clients) for r in rows],
+    }
+    here = rows.index(row)
+    told = [f"{name} {values[here]}" for name, values in facts.items() if len(set(values)) > 1]
+    return ", ".join([Path(row.model).name, *told])
+
+
+def _save(figure: Any, path: str) -> None:
+    buffer = streams.BytesIO()
+    form = Path(path).suffix[1:]
+    figure.savefig(buffer, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
+    io.write_bytes(path, buffer.getvalue())
