@@ -91,12 +91,13 @@ def decibels(signal: float, noise: float) -> float:
 
 
 def cosine(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
-    """Return the cosine similarity of each sample (first axis), [N]; 1 where both are zero."""
+    """Return the cosine similarity of each sample (first axis), [N]; 1 where both are zero, 0 beside infinity and NaN."""
     a, b = _double(reference).reshape(len(reference), -1), _double(candidate).reshape(len(candidate), -1)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     both_zero = ~a.any(axis=1) & ~b.any(axis=1)
-    cosines = np.sum(a * b, axis=1) / np.where(norms == 0, 1, norms)
-    return np.where(both_zero, 1.0, np.nan_to_num(cosines))
+    with np.errstate(invalid="ignore", over="ignore"):
+        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        cosines = np.sum(a * b, axis=1) / np.where(norms == 0, 1, norms)
+    return np.where(both_zero, 1.0, np.where(np.isfinite(cosines), cosines, 0.0))
 
 
 def is_float(dtype: np.dtype) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from graphopt import compare, statistics
+from graphopt import classes, compare, statistics
 from graphopt.data import Data, fitted_batches, resolve
 from graphopt.errors import UsageError, UserError, did_you_mean
 from graphopt.runtime import Port, Session
@@ -66,6 +66,8 @@ class Change:
         before, after: its values.
         drop: how much worse `after` is, in the metric's own unit (negative when better).
         ci95: interval of the drop, or None for a custom metric.
+        samples: on how many it rests, or None for a custom metric.
+        p_value: McNemar's, of "as many samples got right as got wrong", for metrics of right or wrong; else None.
     """
 
     name: str
@@ -73,10 +75,22 @@ class Change:
     after: float
     drop: float
     ci95: statistics.Interval | None
+    samples: int | None = None
+    p_value: float | None = None
 
     def within(self, budget: float) -> bool:
         """Tell whether the drop, up to the end of its interval, stays within the budget."""
         return (self.ci95[1] if self.ci95 else self.drop) <= budget
+
+    def samples_needed(self, budget: float) -> int | None:
+        """Return about how many samples would settle that this drop is within the budget.
+
+        The interval shrinks with the square root of their number. None when no number would, since the drop
+        itself is over the budget, or when there is no interval.
+        """
+        if self.ci95 is None or self.samples is None or self.drop >= budget:
+            return None
+        return math.ceil(self.samples * ((self.ci95[1] - self.drop) / (budget - self.drop)) ** 2)
 
 
 def find(name: str) -> Metric | CustomMetric:
@@ -116,19 +130,60 @@ def evaluate(
         return Score(float(metric.function(session.run, data)), None)
     parts = []
     for feeds, labels, count in fitted_batches(data, inputs):
-        output = _first_output(session.run(feeds), count)
-        if metric.needs == "reference":
-            assert reference is not None
-            truth = _first_output(reference.run(feeds), count)
-        elif labels is None:
-            raise UserError(f"{data.name}: has no labels, which metric '{metric.name}' needs; choose --metric cosine")
-        else:
-            truth = labels
-        parts.append(metric.rows(output, truth))
+        expected = reference.run(feeds) if reference is not None and metric.needs == "reference" else None
+        parts.append(batch_rows(metric, session.run(feeds), labels, expected, count, data.name))
+    return score(metric, parts, data.name)
+
+
+def batch_rows(
+    metric: Metric,
+    outputs: Mapping[str, np.ndarray],
+    labels: np.ndarray | None,
+    expected: Mapping[str, np.ndarray] | None,
+    count: int,
+    source: str,
+) -> Rows:
+    """Return what a metric keeps of one batch.
+
+    Args:
+        metric: what to compute.
+        outputs: of the model, of which the first counts.
+        labels: targets, for metrics that need them.
+        expected: outputs of the reference, for metrics that need them.
+        count: samples, the first ones of the batch.
+        source: name of the data, for messages.
+
+    Raises:
+        UserError: outputs and labels do not fit each other, or there are no labels.
+    """
+    output = first_output(outputs, count)
+    if metric.needs == "reference":
+        assert expected is not None
+        return metric.rows(output, first_output(expected, count))
+    if labels is None:
+        raise UserError(f"{source}: has no labels, which metric '{metric.name}' needs; choose --metric cosine")
+    return metric.rows(output, labels)
+
+
+def score(metric: Metric, parts: Sequence[Rows], source: str) -> Score:
+    """Put the rows of all batches together.
+
+    Raises:
+        UserError: there are none.
+    """
     if not parts:
-        raise UserError(f"{data.name}: yields no batches")
+        raise UserError(f"{source}: yields no batches")
     rows = np.concatenate(parts)
     return Score(metric.finish(rows), rows)
+
+
+def class_pairs(outputs: Mapping[str, np.ndarray], labels: np.ndarray, count: int) -> np.ndarray | None:
+    """Return predicted and actual class of every sample, [N, 2], or None if the labels are no classes."""
+    try:
+        predicted = _classes(first_output(outputs, count), labels)
+    except UserError:
+        return None
+    return np.stack([predicted.ravel(), labels.ravel()], axis=1)
 
 
 def change(metric: Metric | CustomMetric, before: Score, after: Score, seed: int) -> Change:
@@ -139,13 +194,17 @@ def change(metric: Metric | CustomMetric, before: Score, after: Score, seed: int
     a, b = before.rows, after.rows
     assert a is not None
     assert b is not None
+    p_value = None
     if metric.binary and np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all():
         interval = statistics.paired_proportions(a[:, 0], b[:, 0])
+        p_value = statistics.mcnemar(a[:, 0], b[:, 0])
     else:
         interval = statistics.bootstrap(
             lambda chosen: sign * (metric.finish(a[chosen]) - metric.finish(b[chosen])), len(a), seed
         )
-    return Change(metric.name, before.value, after.value, sign * (before.value - after.value), interval)
+    return Change(
+        metric.name, before.value, after.value, sign * (before.value - after.value), interval, len(a), p_value
+    )
 
 
 def perfect(metric: Metric, like: Score) -> Score:
@@ -169,7 +228,7 @@ def budget(text: str, before: float) -> float:
     return value / 100 * abs(before) if text.endswith("%") else value
 
 
-def _first_output(outputs: Mapping[str, np.ndarray], samples: int) -> np.ndarray:
+def first_output(outputs: Mapping[str, np.ndarray], samples: int) -> np.ndarray:
     """Return the output that metrics look at, the first, of that many samples."""
     name, array = next(iter(outputs.items()))
     if array.ndim == 0 or len(array) < samples:
@@ -217,18 +276,7 @@ def _confusion(output: np.ndarray, labels: np.ndarray) -> Rows:
 
 
 def _macro(kind: Literal["precision", "recall", "f1"]) -> Callable[[Rows], float]:
-    def finish(rows: Rows) -> float:
-        predicted, actual = rows[:, 0], rows[:, 1]
-        values = []
-        for label in np.unique(actual):
-            hit = float(np.sum((predicted == label) & (actual == label)))
-            precision = hit / max(float(np.sum(predicted == label)), 1.0)
-            recall = hit / float(np.sum(actual == label))
-            f1 = 2 * precision * recall / (precision + recall) if hit else 0.0
-            values.append({"precision": precision, "recall": recall, "f1": f1}[kind])
-        return float(np.mean(values))
-
-    return finish
+    return lambda rows: classes.macro(rows)[kind]
 
 
 def _squared_error(output: np.ndarray, labels: np.ndarray) -> Rows:

@@ -21,7 +21,9 @@ def apply_options(fields: Collection[str] = ()) -> list[click.Option]:
     made = [
         click.Option(["-o", "--output"], required=True, metavar="OUT", help="Path of the model to write."),
         click.Option(["--data"], help="Inputs to verify on; by default seeded random ones."),
-        click.Option(["--target"], default="cpu", show_default=True, help="Where to verify: cpu, cuda, reference."),
+        click.Option(
+            ["--target"], default="cpu", show_default=True, metavar="T", help="Where to verify (see optimize)."
+        ),
         click.Option(
             ["--seed"],
             type=click.IntRange(0),

@@ -6,6 +6,7 @@ that the caller supplies), keep or roll back, record.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import time
@@ -97,8 +98,7 @@ def begin(model: ir.Model, target: Target, passes: Sequence[Pass], name: str) ->
         return Start(model, runtime.open_session(model, target))
     except ExecutionError as error:
         refusal = f"{name}: does not load: {error}"
-    mended = model.clone()
-    mended.meta.update(model.meta)
+    mended = _copy(model)
     try:
         result = passes[0](mended) if passes else None
     except PreconditionError:
@@ -201,8 +201,7 @@ class Pipeline:
             UserError: from the pass, when its configuration or data is wrong.
         """
         start = time.perf_counter()
-        candidate = self.model.clone()
-        candidate.meta.update(self.model.meta)
+        candidate = _copy(self.model)
         session: Session | None = None
         result = Result(candidate, False)
         size = self._size
@@ -300,6 +299,19 @@ class Pipeline:
                 if reason:
                     return reason
         return None
+
+
+def _copy(model: ir.Model) -> ir.Model:
+    """Return a copy that a pass may change; onnx_ir's shares the types of values, which setting a dtype changes."""
+    made = model.clone()
+    made.meta.update(model.meta)
+    for graph in made.graphs():
+        for value in (*graph.inputs, *graph.initializers.values()):
+            value.type = copy.deepcopy(value.type)
+    for node in io.nodes(made):
+        for value in node.outputs:
+            value.type = copy.deepcopy(value.type)
+    return made
 
 
 def measure(model: ir.Model) -> tuple[int, int]:

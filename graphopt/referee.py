@@ -118,7 +118,7 @@ class Referee:
         text = f"{change.name} {change.before:.4f} to {change.after:.4f}: a drop of {change.drop:.4f}"
         if change.ci95 is None or change.drop > self.budget:
             return f"{text} is over the budget of {self.budget:g}"
-        return (
-            f"{text} may be up to {change.ci95[1]:.4f} (95 % interval), over the budget of {self.budget:g}; "
-            "more evaluation data would narrow it"
+        needed = change.samples_needed(self.budget)
+        return f"{text} may be up to {change.ci95[1]:.4f} (95 % interval), over the budget of {self.budget:g}; " + (
+            f"about {needed:,} evaluation samples would settle it" if needed else "more would not settle it"
         )

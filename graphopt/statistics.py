@@ -43,6 +43,19 @@ def paired_proportions(before: np.ndarray, after: np.ndarray) -> Interval:
     return lost - won - width, lost - won + width
 
 
+def mcnemar(before: np.ndarray, after: np.ndarray) -> float:
+    """Return the two-sided p-value of "as many got right as got wrong", for paired 0/1 outcomes, [N] each.
+
+    McNemar's test with the mid-p correction: M. Fagerland, S. Lydersen, P. Laake, "The McNemar test for binary
+    matched-pairs data: mid-p and asymptotic are better than exact conditional", BMC Med. Res. Methodol. 13, 2013.
+    """
+    lost, won = int(np.sum((before == 1) & (after == 0))), int(np.sum((before == 0) & (after == 1)))
+    pairs, fewer = lost + won, min(lost, won)
+    logs = [math.lgamma(pairs + 1) - math.lgamma(k + 1) - math.lgamma(pairs - k + 1) for k in range(fewer + 1)]
+    chances = np.exp(np.array(logs) - pairs * math.log(2))
+    return min(1.0, float(2 * np.sum(chances) - chances[-1]))
+
+
 def center(values: np.ndarray) -> tuple[float, Interval]:
     """Return the center of independent observations, [N], and its 95 % interval: Hodges and Lehmann's estimate.
 

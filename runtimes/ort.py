@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,14 @@ import onnx_ir as ir
 from graphopt import io
 from graphopt.errors import UserError
 from graphopt.runtime import ExecutionError, Runtime, Session
+from graphopt.runtimes import _ort_health
 from graphopt.runtimes._ort_device import DEVICES, DeviceSession
 from graphopt.runtimes._ort_session import OrtSession, library, one_line, refusals
 from graphopt.target import CPU, Target
 
 if TYPE_CHECKING:
     from graphopt.diagnosis import Finding
+    from graphopt.profiling_trace import Recorder
 
 _SILENT = 4
 _LEVELS = {
@@ -52,6 +55,17 @@ class OrtRuntime(Runtime):
             _session(source, target, options)
             return ir.external_data.load_to_model(ir.load(options.optimized_model_filepath))
 
+    def recorder(self, model: ir.Model, target: Target) -> AbstractContextManager[Recorder]:
+        from graphopt.runtimes import _ort_profile
+
+        options = _options(target)
+
+        def opened(source: bytes | str) -> tuple[Any, Session]:
+            session = _session(source, target, options)
+            return session, _wrapped(session, target)
+
+        return _ort_profile.recorder(model, target, options, opened)
+
     def providers(self) -> Sequence[str]:
         try:
             return list(library().get_all_providers())
@@ -65,8 +79,6 @@ class OrtRuntime(Runtime):
         return frozenset((k.domain, k.op_name) for k in get_all_opkernel_def() if k.provider == target.provider)
 
     def diagnose(self) -> Sequence[Finding]:
-        from graphopt.runtimes import _ort_health
-
         return _ort_health.diagnose()
 
 
@@ -103,6 +115,8 @@ def _session(source: bytes | str, target: Target, options: Any) -> Any:
                 else "install the onnxruntime package that has it in place of this one, or choose another target"
             )
         )
+    if DEVICES.get(target.provider) == "cuda":
+        _ort_health.preload(ort)
     providers: list[Any] = [(target.provider, dict(target.options))]
     if target.provider != CPU:
         providers.append(CPU)

@@ -142,7 +142,7 @@ def test_the_object_of_json(graphopt, model, recipe, data, tmp_path):
     assert confuse["skipped"] == [["second", "left <b>alone</b>"]]
     assert confuse["reason"] == "accuracy 1.0000 to 0.7500, 1.20x the speed (1.19 to 1.21)"
     metric = report["metric"]
-    assert list(metric) == ["name", "before", "after", "drop", "ci95"]
+    assert list(metric) == ["name", "before", "after", "drop", "ci95", "samples", "p_value"]
     assert (metric["name"], metric["before"], metric["after"], metric["drop"]) == ("accuracy", 1.0, 0.75, 0.25)
     assert metric["ci95"][0] < 0.25 < metric["ci95"][1]
     assert report["latency"] == {"batch": 1, "before_ms": 1.2, "after_ms": 1.0, "speedup": 1.2, "ci95": [1.19, 1.21]}

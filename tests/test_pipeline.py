@@ -520,3 +520,17 @@ def test_generated_inputs_are_seeded_and_vary_in_shape(parse):
     for a, b in zip(one, two, strict=True):
         np.testing.assert_array_equal(a["x"], b["x"])
     assert not np.array_equal(one[0]["x"], other[0]["x"])
+
+
+def test_a_pass_that_sets_types_leaves_the_model_it_replaces_alone(parse):
+    """Values of an onnx_ir clone share their types, in which a dtype is set."""
+    pipe = open_pipeline(parse("g (float[N,3] x) => (float[N,3] y) <float[3] k = {1.0, 2.0, 3.0}> { y = Mul(x, k) }"))
+
+    def retype(model):
+        for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+            value.dtype = ir.DataType.DOUBLE
+
+    pipe.run(Edit(retype))
+    graph = pipe.model.graph
+    values = (*graph.inputs, *graph.outputs, *graph.initializers.values())
+    assert {value.dtype for value in values} == {ir.DataType.FLOAT}

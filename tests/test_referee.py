@@ -67,7 +67,7 @@ def test_a_drop_that_may_be_over_the_budget_is_not_kept(clock):
     verdict = make("0.02").judge("current", "candidate", Wrong(3))
     assert not verdict.keep
     assert "a drop of 0.0150 may be up to 0.0" in verdict.reason
-    assert "more evaluation data would narrow it" in verdict.reason
+    assert "evaluation samples would settle it" in verdict.reason
     assert make("0.05").judge("current", "candidate", Wrong(3)).keep
 
 

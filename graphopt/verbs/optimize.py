@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from graphopt.verbs import _options
+
 if TYPE_CHECKING:
     from graphopt.optimizer import Report
 
@@ -31,24 +33,20 @@ if TYPE_CHECKING:
     metavar="X",
     help="Largest accepted drop of the metric: 0.005 is absolute, 0.5% relative.",
 )
-@click.option("--target", default="cpu", show_default=True, help="Where the model will run: cpu, cuda, reference.")
-@click.option(
-    "--threads", type=click.IntRange(0), default=0, help="Threads within an operator; 0 lets the runtime decide."
-)
+@_options.target
+@_options.threads
 @click.option(
     "--batch", type=click.IntRange(1), default=1, show_default=True, help="Samples per run when measuring latency."
 )
-@click.option("--recipe", default="default", show_default=True, metavar="FILE|NAME", help="What to run.")
+@click.option("--recipe", metavar="FILE|NAME", help="What to run; by default what suits the target.")
 @click.option(
     "--report", metavar="DIR", help="Folder for report.json and report.html; by default OUT's name with .report.json."
 )
 @click.option(
     "--keep-metadata", is_flag=True, help="Keep the metadata that exporters leave in nodes, source paths included."
 )
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of random inputs and resampling."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+@_options.seed
+@_options.as_json
 def command(
     model: str, output: str, report: str | None, as_json: bool, target: str, threads: int, **options: Any
 ) -> None:
