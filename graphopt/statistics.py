@@ -80,7 +80,7 @@ def _signed_rank_cut(count: int) -> int:
     """Return how many of the sorted pairwise means lie outside the 95 % interval, at each end.
 
     That is the largest k for which Wilcoxon's statistic, the sum of a random subset of the ranks 1 to `count`, is
-    less than k with probability 2.5 % at most; exact up to 50 observations, a normal approximation beyond.
+    at most k with probability 2.5 % at most; exact up to 50 observations, a normal approximation beyond.
     """
     if count > 50:
         mean, variance = count * (count + 1) / 4, count * (count + 1) * (2 * count + 1) / 24
@@ -88,4 +88,4 @@ def _signed_rank_cut(count: int) -> int:
     chances = np.array([1.0])
     for rank in range(1, count + 1):  # each rank is in the subset or not
         chances = (np.pad(chances, (0, rank)) + np.pad(chances, (rank, 0))) / 2
-    return int(np.searchsorted(np.cumsum(chances), 0.025, side="right"))
+    return max(0, int(np.searchsorted(np.cumsum(chances), 0.025, side="right")) - 1)

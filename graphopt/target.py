@@ -96,7 +96,8 @@ def find(text: str, threads: int = 0) -> Target:
     name, fields = spec.split(text, "target")
     target = TARGETS.get(name) or _providers().get(name.lower().removesuffix("executionprovider"))
     if target is None:
-        raise UsageError(f"unknown target '{name}'{did_you_mean(name, {**TARGETS, **_providers()})}")
+        others = f" or a provider of ONNX Runtime ({', '.join(_providers())})" if _providers() else ""
+        raise UsageError(f"unknown target '{name}'; choose {', '.join(TARGETS)}{others}")
     settings: dict[str, Any] = {"threads": threads}
     options, config = [], []
     for key, value in fields.items():

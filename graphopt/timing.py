@@ -33,6 +33,7 @@ _BLOCK_SECONDS = 0.004
 _SLOW = 12
 """A run that takes longer than this many blocks needs no uncounted run before it."""
 _OPENINGS = 12
+_LONGEST_OPENING = 0.5
 _FEW_OPENINGS = 6
 _FEW_ROUNDS = 6
 _MANY_ROUNDS = 20
@@ -103,10 +104,10 @@ def race(
 
     start = time.perf_counter()
     with _lanes(openers, feeds, clients) as lanes:
-        affordable = int(seconds / 2 / (time.perf_counter() - start))
-        if rounds is not None or affordable < _FEW_OPENINGS:
+        opening_seconds = time.perf_counter() - start
+        if rounds is not None or 2 * opening_seconds * _FEW_OPENINGS > seconds:
             return [_rounds(lanes, enough)]
-        part = seconds / min(affordable, _OPENINGS)
+        part = max(2 * opening_seconds, min(seconds / _OPENINGS, _LONGEST_OPENING))
         openings = [_rounds(lanes, _until(start + part))]
     while len(openings) < _FEW_OPENINGS or (time.perf_counter() < start + seconds and not narrow(openings)):
         end = time.perf_counter() + part

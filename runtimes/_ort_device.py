@@ -43,6 +43,8 @@ class DeviceSession(OrtSession):
         self._ids = map(str, itertools.count(1)) if graphs else None
 
     def prepare(self, feeds: Arrays) -> Callable[[], object]:
+        if any(array.dtype.hasobject for array in feeds.values()):  # onnxruntime binds no text
+            return super().prepare(feeds)
         try:
             binding = self._bind(feeds)
             if self._ids is None:
@@ -68,10 +70,7 @@ class DeviceSession(OrtSession):
         value = library().OrtValue
         binding = self._session.io_binding()
         for name, array in feeds.items():
-            if array.dtype.hasobject:  # text stays with the processor
-                binding.bind_cpu_input(name, array)
-            else:
-                binding.bind_ortvalue_input(name, value.ortvalue_from_numpy(array, *self._place))
+            binding.bind_ortvalue_input(name, value.ortvalue_from_numpy(array, *self._place))
         for name in self._names:
             binding.bind_output(name, *self._place)
         return binding

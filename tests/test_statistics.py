@@ -74,19 +74,68 @@ def test_paired_proportions_covers_the_true_difference(lost, won):
     assert hits / 500 >= 0.93
 
 
-def test_median_ratio():
-    ratio, (low, high) = statistics.median_ratio(np.array([2.0, 4, 9]), np.array([1.0, 2, 3]), seed=0)
-    assert ratio == 2.0
-    assert low == 2.0
-    assert high == 3.0
+def test_center_is_the_median_of_pairwise_means():
+    values = np.array([1.0, 2.0, 4.0])  # means: 1, 1.5, 2.5, 2, 3, 4
+    assert statistics.center(values) == (2.25, (1.0, 4.0))
 
 
-def test_median_ratio_shrugs_off_one_outlier():
-    rng = np.random.default_rng(5)
-    base = rng.normal(1.0, 0.01, 101)
-    spoiled = base * 1.5
-    spoiled[7] = 1000.0
-    ratio, (low, high) = statistics.median_ratio(spoiled, base, seed=0)
-    assert ratio == pytest.approx(1.5)
-    assert low == pytest.approx(1.5)
-    assert high == pytest.approx(1.5)
+def test_center_shrugs_off_one_outlier():
+    values = np.random.default_rng(5).normal(0.4, 0.01, 12)
+    values[7] = 100.0
+    middle, (low, high) = statistics.center(values)
+    assert middle == pytest.approx(0.4, abs=0.01)
+    assert 0.38 < low < middle < high < 0.5
+
+
+@pytest.mark.parametrize(("count", "cut"), [(6, 0), (7, 2), (8, 3), (9, 5), (10, 8), (12, 13), (20, 52), (25, 89)])
+def test_the_interval_of_the_center_is_that_of_wilcoxon_s_tables(count, cut):
+    """Critical values of the two-sided signed-rank test at 5 %, as printed in textbooks."""
+    values = np.arange(count, dtype=float) * np.sqrt(2) ** np.arange(count)
+    first, second = np.triu_indices(count)
+    means = np.sort((values[first] + values[second]) / 2)
+    assert statistics.center(values)[1] == (means[cut], means[-1 - cut])
+
+
+def test_large_samples_are_cut_as_the_exact_distribution_would():
+    assert statistics._signed_rank_cut(50) == 434
+    assert abs(statistics._signed_rank_cut(51) - 453) <= 1
+
+
+def test_center_of_next_to_nothing():
+    assert statistics.center(np.array([3.0])) == (3.0, (-np.inf, np.inf))
+    assert statistics.center(np.array([3.0, 4.0])) == (3.5, (3.0, 4.0))
+
+
+@pytest.mark.parametrize("scatter", ["normal", "cauchy", "bimodal"])
+@pytest.mark.parametrize("count", [6, 8, 12, 60])
+def test_center_covers_the_truth(scatter, count):
+    rng = np.random.default_rng(6)
+    draw = {
+        "normal": lambda: rng.normal(1.0, 0.02, count),
+        "cauchy": lambda: 1.0 + 0.01 * rng.standard_cauchy(count),
+        "bimodal": lambda: 1.0 + 0.03 * rng.choice([-1, 1], count) + rng.normal(0, 0.004, count),
+    }[scatter]
+    hits = 0
+    for _ in range(1000):
+        _, (low, high) = statistics.center(draw())
+        hits += low <= 1.0 <= high
+    assert hits / 1000 >= 0.93
+
+
+def test_mcnemar_by_hand():
+    before = np.array([1] * 6 + [0] * 2 + [1] * 5)
+    after = np.array([0] * 6 + [1] * 2 + [1] * 5)  # 6 lost, 2 won
+    tail = (1 + 8) / 256  # at most one of eight, of which two has 28 in 256
+    assert statistics.mcnemar(before, after) == pytest.approx(2 * (tail + 28 / 256 / 2))
+    assert statistics.mcnemar(after, before) == statistics.mcnemar(before, after)
+    assert statistics.mcnemar(before, before) == 1.0
+    assert statistics.mcnemar(np.ones(20000), np.zeros(20000)) < 1e-300
+
+
+def test_mcnemar_is_right_about_chance():
+    rng = np.random.default_rng(7)
+    p_values = []
+    for _ in range(2000):
+        kind = rng.random(300)
+        p_values.append(statistics.mcnemar((kind > 0.1).astype(int), ((kind < 0.1) | (kind > 0.2)).astype(int)))
+    assert 0.03 < np.mean(np.array(p_values) < 0.05) < 0.06

@@ -197,3 +197,158 @@ def test_as_a_library(model, reference):
     assert done.metric.drop == 0.25
     with pytest.raises(UserError, match="add --reference"):
         package.validate(model, max_drop=0.1)
+
+
+# the whole data set, classes, sizes, the runtime itself
+
+
+def test_errors_are_those_of_the_whole_data_set(model, reference):
+    x = np.zeros((300, 4), np.float32)
+    x[250] = [7, 0, 0, 0]  # the only sample that shows the wrong weight
+    logits = package.validate(model, reference, data={"x": x}).outputs[0]
+    assert logits.max_error == 14.0
+    assert logits.mean_error == pytest.approx(14 / (301 * 4)), "and a single sample on top"
+
+
+def test_cosine_and_agreement(model, reference, data):
+    logits, best = package.validate(model, reference, data={"x": X}).outputs
+    assert logits.cosine == pytest.approx((300 - 100 - 1) / 401)
+    assert logits.agreement == best.agreement == pytest.approx(300 / 401)
+
+
+def test_scalars_and_text_have_no_classes(model_file):
+    path = model_file("g (float[N] x) => (float y, float[N] z) { y = ReduceSum<keepdims = 0>(x) z = Neg(x) }")
+    y, z = package.validate(path, path).outputs
+    assert (y.agreement, z.agreement, y.cosine) == (None, None, None)
+
+
+@pytest.mark.parametrize(("least", "code"), [("0.7", 0), ("0.75", 3), ("1", 3)])
+def test_the_gate_on_agreement(graphopt, model, reference, data, least, code):
+    args = ("validate", model, "--reference", reference, "--data", data)
+    ran = graphopt(*args, "--min-agreement", least, "--json")
+    assert ran.code == code
+    if code:
+        assert ran.json["failures"][0] == f"output 'logits': 0.7481 of the classes agree, under {float(least):g}"
+
+
+def test_agreement_needs_classes(graphopt, model_file):
+    path = model_file("g (float[N] x) => (float[N] y) { y = Neg(x) }")
+    ran = graphopt("validate", path, "--reference", path, "--min-agreement", "0.5")
+    assert "no output has classes on axis 1" in ran.error
+    assert ran.code == 1
+
+
+def test_classes(graphopt, model, reference, data):
+    """Class 0 is taken for another, which therefore loses precision."""
+    args = ("validate", model, "--reference", reference, "--data", data, "--metric", "accuracy", "--max-drop", "1")
+    found = graphopt(*args, "--json").json
+    assert [row["label"] for row in found["classes"]] == [0, 1, 2, 3]
+    assert [row["support"] for row in found["classes"]] == [100] * 4
+    assert [row["recall"] for row in found["classes"]] == [0, 1, 1, 1]
+    assert [row["precision"] for row in found["classes"]] == [0, 0.5, 1, 1]
+    assert [row["f1"] for row in found["reference_classes"]] == [1] * 4
+    assert found["macro"] == pytest.approx({"precision": 2.5 / 4, "recall": 3 / 4, "f1": (2 / 3 + 2) / 4})
+    assert found["reference_macro"] == {"precision": 1, "recall": 1, "f1": 1}
+    shown = graphopt(*args).out
+    assert "1.0000 -> 0.5000" in shown
+    assert "macro" in shown
+    assert "McNemar p = " in shown
+    alone = graphopt("validate", model, "--data", data, "--metric", "accuracy", "--json").json
+    assert (len(alone["classes"]), alone["reference_classes"], alone["reference_macro"]) == (4, [], None)
+
+
+def test_of_many_classes_those_that_lost_most_are_shown(graphopt, model_file, tmp_path):
+    text = "g (float[N,30] x) => (float[N,30] y) <float[30] w = {%s}> { y = Mul(x, w) }"
+    one = model_file(text % ", ".join(["1.0"] * 30), "one.onnx")
+    two = model_file(text % ", ".join(["1.0"] * 17 + ["-1.0"] + ["1.0"] * 12), "two.onnx")
+    labels = np.arange(60) % 30
+    np.savez(tmp_path / "d.npz", x=np.eye(30, dtype=np.float32)[labels], labels=labels)
+    args = ("--data", tmp_path / "d.npz", "--metric", "accuracy", "--max-drop", "1")
+    shown = graphopt("validate", two, "--reference", one, *args).out
+    assert "the 20 that lost most F1 of 30 classes" in shown
+    rows = [line.split()[0] for line in shown.partition("class")[2].splitlines()[1:]]
+    assert "17" in rows
+    assert "29" not in rows
+
+
+def test_how_many_samples_would_be_needed(model, reference):
+    """A drop of 1 in 100 with a budget of 2 in 100 is open at 300 samples and settled at those that are asked for."""
+
+    def few_wrong(count):
+        x = np.eye(4, dtype=np.float32)[np.full(count, 1)]
+        x[::100] = np.eye(4, dtype=np.float32)[0]
+        return {"x": x, "labels": x.argmax(1)}
+
+    def validated(count):
+        return package.validate(model, reference, data=few_wrong(count), metric="accuracy", max_drop=0.02)
+
+    few = validated(300)
+    assert not few.met
+    assert few.samples_needed > 300
+    assert f"about {few.samples_needed:,} samples would settle it, these are 300" in few.failures[0]
+    assert validated(100 * round(few.samples_needed / 100 + 1)).met
+    assert (
+        package.validate(model, reference, data=few_wrong(300), metric="accuracy", max_drop=0.005).samples_needed
+        is None
+    )
+
+
+def test_sizes(graphopt, model_file):
+    path = model_file("g (float[B,S,4] x) => (float[B,S,4] y) { y = Neg(x) }")
+    ran = graphopt("validate", path, "--reference", path, "--batch", "1,3", "--axis", "S=2,5", "--json")
+    assert [shape["x"] for shape in ran.json["shapes"]] == [[b, s, 4] for b in (1, 3) for s in (2, 5)]
+    assert len(graphopt("validate", path, "--reference", path, "--json").json["shapes"]) == 3
+    assert graphopt("validate", path, "--axis", "T=2").code == 2
+
+
+def test_sizes_of_data(model, reference):
+    done = package.validate(model, reference, data={"x": X[:100]}, batch=[7, 50])
+    assert [shape["x"][0] for shape in done.shapes] == [64, 36, 7, 50]
+    with pytest.raises(UserError, match="leave out --data"):
+        package.validate(model, reference, data={"x": X}, axes={"N": [2]})
+
+
+def test_an_error_at_one_size_only_is_found(model_file):
+    fine = model_file("g (float[N,4] x) => (float[N,4] y) { y = Neg(x) }", "fine.onnx")
+    hard = model_file(
+        "g (float[N,4] x) => (float[N,4] y) <int64 one = {1}, int64 zero = {0}> "
+        "{ s = Shape(x) n = Gather(s, zero) c = Equal(n, one) y = If(c) <then_branch = t () => (float[N,4] p) "
+        "{ p = Neg(x) }, else_branch = e () => (float[N,4] q) { q = Abs(x) }> }",
+        "hard.onnx",
+    )
+    assert package.validate(hard, fine, batch=[1]).met
+    assert not package.validate(hard, fine, batch=[1, 2]).met
+
+
+def test_one_target_against_another(graphopt, reference):
+    ran = graphopt("validate", reference, "--reference-target", "reference", "--json")
+    assert (ran.code, ran.json["reference"], ran.json["reference_target"]) == (0, str(reference), "reference")
+    ran = graphopt(
+        "validate", reference, "--reference-target", "cpu{level=none}", "--target", "cpu{threads=1}", "--json"
+    )
+    assert (ran.json["target"], ran.json["reference_target"]) == ("cpu{threads=1}", "cpu{level=none}")
+    assert ran.json["met"] is True
+
+
+def test_what_the_runtime_makes_of_the_graph_is_compared(graphopt, reference, monkeypatch):
+    ran = graphopt("validate", reference, "--json")
+    assert [(row["name"], row["mismatch"]) for row in ran.json["rewriting"]] == [("logits", None), ("best", None)]
+    assert ran.json["warnings"] == []
+    from graphopt import runtime
+
+    opened = runtime.open_session
+
+    class Wrong(runtime.Session):
+        def __init__(self, inner):
+            self.inner = inner
+
+        def run(self, feeds, outputs=None):
+            return {name: -array for name, array in self.inner.run(feeds, outputs).items()}
+
+    monkeypatch.setattr(
+        runtime, "open_session", lambda m, t: Wrong(opened(m, t)) if t.level == "none" else opened(m, t)
+    )
+    ran = graphopt("validate", reference, "--json")
+    assert ran.code == 0, "it warns; --reference-target gates"
+    assert "the runtime's own optimizer changes output 'logits'" in ran.json["warnings"][0]
+    assert f"graphopt bisect {reference} {reference} --reference-target 'cpu{{level=none}}'" in ran.json["warnings"][0]
