@@ -9,6 +9,7 @@ test samples; latency is interleaved with the float model's in one process (medi
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import tempfile
 from collections import Counter
@@ -56,9 +57,8 @@ def main() -> None:
             ]
             for batch in (1, 32):
                 feeds = next(_batches(arguments.test, batch))
-                timing = compare_latency(
-                    sessions["float"], sessions[name], feeds, batch, seconds=arguments.seconds, seed=0
-                )
+                openers = [functools.partial(runtime.find(place).open_file, paths[n], place) for n in ("float", name)]
+                timing = compare_latency(*openers, feeds, batch, seconds=arguments.seconds)
                 low, high = timing.ci95
                 row.append(f"{timing.after_ms:7.3f} ms x{timing.speedup:4.2f} [{low:4.2f} {high:4.2f}]")
             row.append("{}/{}".format(*_kernels(path, place)))
