@@ -43,8 +43,9 @@ class Slowed(Session):
 
 @contextlib.contextmanager
 def loaded(processes: int) -> Iterator[None]:
-    """Keep that many processors busy."""
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    """Keep that many processors busy, for as long as this process lives."""
+    code = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+    busy = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(processes)]
     try:
         yield
     finally:
@@ -53,10 +54,12 @@ def loaded(processes: int) -> Iterator[None]:
             process.wait()
 
 
-def trial(one: Callable[[], Session], two: Callable[[], Session], feeds: Arrays, seconds: float) -> tuple[float, ...]:
+def trial(
+    one: Callable[[], Session], two: Callable[[], Session], feeds: Arrays, seconds: float, seed: int
+) -> tuple[float, ...]:
     """Race once; return the speed-up, its interval, and how long it took."""
     start = time.perf_counter()
-    ratio, (low, high) = timing.speedup(timing.race([one, two], feeds, seconds=seconds), 1)
+    ratio, (low, high) = timing.speedup(timing.race([one, two], feeds, seconds=seconds, seed=seed), 1)
     return ratio, low, high, time.perf_counter() - start
 
 
@@ -81,8 +84,8 @@ def main() -> None:
         with loaded(args.load):
             found = np.array(
                 [
-                    trial(opened, (lambda s=share: Slowed(opened(), s)) if share else opened, feeds, args.seconds)  # type: ignore[misc]
-                    for _ in range(args.trials)
+                    trial(opened, (lambda s=share: Slowed(opened(), s)) if share else opened, feeds, args.seconds, seed)  # type: ignore[misc]
+                    for seed in range(args.trials)
                 ]
             )
         ratio, low, high, seconds = found.T

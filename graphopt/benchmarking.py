@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from graphopt import footprint, inputs, io, runtime, statistics, timing
+from graphopt import footprint, hardware, inputs, io, runtime, statistics, surroundings, timing
 from graphopt.data import Data, Source, batch_size, open_data
 from graphopt.errors import UserError
 from graphopt.runtime import Arrays, ExecutionError
@@ -130,7 +128,7 @@ def benchmark(
         fail_if_slower: gate: a row fails if it takes this many percent more time than the first, at an interval
             that excludes 1.
         memory: whether to measure peak memory, in a process for each contender.
-        seed: of random inputs.
+        seed: of random inputs and of the order of measurements.
 
     Raises:
         UserError: a model does not load or does not run on the inputs.
@@ -150,6 +148,7 @@ def benchmark(
             width=width,
             rounds=runs,
             clients=size.clients,
+            seed=seed,
         )
         rows += [
             _row(contender, size, openings, number, peaks.get((number, index)), width)
@@ -273,16 +272,10 @@ def _peaks(contenders: Sequence[_Contender], sizes: Sequence[_Size], warnings: l
     return found
 
 
-@functools.cache
-def _cores() -> int:
-    return os.cpu_count() or 1
-
-
 def _busy() -> list[str]:
     """Say so if other programs keep the processor busy."""
-    if not hasattr(os, "getloadavg"):
+    machine = hardware.machine()
+    if machine.load is None:
         return []
-    load = os.getloadavg()[0]
-    if load < 0.5 * _cores():
-        return []
-    return [f"the machine is busy (load {load:.1f} on {_cores()} cores): expect wide intervals"]
+    finding = surroundings.load(machine.load[0], machine.threads)
+    return [finding.message] if finding.status == "warning" else []

@@ -3,7 +3,9 @@
 What makes two copies of one file look different, and what is done about it:
 
 * The machine drifts: blocks of a few milliseconds alternate, and only their ratios count.
-* The block that comes first has it better or worse: the order is reversed every round, and two rounds make one ratio.
+* The block that comes first has it better or worse: every second round reverses the order, and two rounds make one
+  ratio. Which order comes first is drawn, and so is the length of blocks, or their rhythm may fall in with that of the
+  scheduler on a loaded machine, to the advantage of one.
 * A session keeps for its life the memory it happened to get (up to 3 % either way on a small network): sessions
   are opened anew many times, and the interval is taken over openings rather than over rounds.
 
@@ -30,6 +32,7 @@ WIDTH = 0.02
 """Relative width of an interval that is narrow enough, unless the caller says otherwise."""
 
 _BLOCK_SECONDS = 0.004
+_JITTER = (0.6, 1.4)
 _SLOW = 12
 """A run that takes longer than this many blocks needs no uncounted run before it."""
 _OPENINGS = 12
@@ -76,6 +79,7 @@ def race(
     width: float = WIDTH,
     rounds: int | None = None,
     clients: int = 1,
+    seed: int = 0,
 ) -> list[Opening]:
     """Time contenders in turn until every speed-up against the first is known well enough, or time is up.
 
@@ -87,7 +91,9 @@ def race(
         width: relative width of the 95 % interval of a speed-up at which to stop early.
         rounds: exactly this many rounds instead, on one opening.
         clients: threads that run each session at the same time.
+        seed: of the order and the length of blocks.
     """
+    rng = np.random.default_rng(seed)
 
     def narrow(openings: Sequence[Opening]) -> bool:
         intervals = [speedup(openings, index) for index in range(1, len(openers))]
@@ -102,17 +108,26 @@ def race(
             return count >= _FEW_ROUNDS
         return count % _MANY_ROUNDS == 0 and narrow([done])
 
+    def opening(backwards: bool, plan: Callable[[float], Callable[[Opening], bool]]) -> Opening:
+        """Measure on new sessions, for as long as the plan says, given the seconds that opening them took."""
+        begin = time.perf_counter()
+        with _lanes(openers, feeds, clients, backwards=backwards) as lanes:
+            return _rounds(lanes, rng, plan(time.perf_counter() - begin))
+
+    def first_plan(opening_seconds: float) -> Callable[[Opening], bool]:
+        nonlocal part
+        if rounds is not None or opening_seconds * _FEW_OPENINGS > seconds:
+            return enough
+        part = max(1.5 * opening_seconds, min(seconds / _OPENINGS, _LONGEST_OPENING)) - opening_seconds
+        return _until(part)
+
+    part = 0.0
+    backwards = bool(rng.integers(2))
     start = time.perf_counter()
-    with _lanes(openers, feeds, clients) as lanes:
-        opening_seconds = time.perf_counter() - start
-        if rounds is not None or 2 * opening_seconds * _FEW_OPENINGS > seconds:
-            return [_rounds(lanes, enough)]
-        part = max(2 * opening_seconds, min(seconds / _OPENINGS, _LONGEST_OPENING))
-        openings = [_rounds(lanes, _until(start + part))]
-    while len(openings) < _FEW_OPENINGS or (time.perf_counter() < start + seconds and not narrow(openings)):
-        end = time.perf_counter() + part
-        with _lanes(openers, feeds, clients, backwards=len(openings) % 2 == 1) as lanes:
-            openings.append(_rounds(lanes, _until(end)))
+    openings = [opening(backwards, first_plan)]
+    while part and (len(openings) < _FEW_OPENINGS or (time.perf_counter() < start + seconds and not narrow(openings))):
+        backwards = not backwards
+        openings.append(opening(backwards, lambda _: _until(part)))
     return openings
 
 
@@ -154,9 +169,9 @@ class _Lane:
     typical: float
     pool: ThreadPoolExecutor | None
 
-    def block(self) -> Block:
+    def block(self, seconds: float) -> Block:
         """Time a block; the run before it finds the caches full of another session's data, and does not count."""
-        repeats = max(1, round(_BLOCK_SECONDS / self.typical))
+        repeats = max(1, round(seconds / self.typical))
         if self.typical < _SLOW * _BLOCK_SECONDS:
             self.calls[0]()
         start = time.perf_counter()
@@ -210,19 +225,22 @@ def _timed(call: Callable[[], object], repeats: int) -> np.ndarray:
     return np.diff(marks)
 
 
-def _rounds(lanes: Sequence[_Lane], enough: Callable[[Opening], bool]) -> Opening:
-    """Visit all lanes once a round, in alternating order, until `enough` says so after a round."""
-    order = list(range(len(lanes)))
+def _rounds(lanes: Sequence[_Lane], rng: np.random.Generator, enough: Callable[[Opening], bool]) -> Opening:
+    """Visit all lanes once a round, in an order that is drawn and then reversed, until `enough` says so."""
     done = Opening([lane.load_seconds for lane in lanes], [])
+    order = np.arange(len(lanes))
+    seconds = _BLOCK_SECONDS
     while not (done.rounds and enough(done)):
-        row: dict[int, Block] = {}
-        for index in order:
-            row[index] = lanes[index].block()
+        if len(done.rounds) % 2 == 0:
+            order, seconds = rng.permutation(len(lanes)), _BLOCK_SECONDS * rng.uniform(*_JITTER)
+        else:
+            order = order[::-1]
+        row = {int(index): lanes[index].block(seconds) for index in order}
         done.rounds.append([row[index] for index in range(len(lanes))])
-        order.reverse()
     return done
 
 
-def _until(end: float) -> Callable[[Opening], bool]:
-    """Go on until a moment, for a few rounds at least and for whole pairs of them."""
+def _until(seconds: float) -> Callable[[Opening], bool]:
+    """Go on for so many seconds, for a few rounds at least and for whole pairs of them."""
+    end = time.perf_counter() + seconds
     return lambda done: len(done.rounds) >= _FEW_ROUNDS and len(done.rounds) % 2 == 0 and time.perf_counter() >= end

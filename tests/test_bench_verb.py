@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import graphopt as package
-from graphopt import benchmarking, footprint, inputs, io, runtime, target, timing
+from graphopt import footprint, hardware, inputs, io, runtime, target, timing
 from graphopt.errors import UserError
 from graphopt.timing import Block, Opening
 
@@ -219,10 +221,12 @@ def test_inputs_are_seeded(model_file):
 
 
 def test_a_busy_machine_is_told(monkeypatch, models):
-    monkeypatch.setattr(benchmarking.os, "getloadavg", lambda: (99.0, 0.0, 0.0))
-    assert "the machine is busy (load 99.0" in package.benchmark(models, runs=2, memory=False).warnings[0]
-    monkeypatch.setattr(benchmarking.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
-    assert not any("busy" in warning for warning in package.benchmark(models, runs=2, memory=False).warnings)
+    idle = dataclasses.replace(hardware.machine(), load=(0.0, 0.0, 0.0))
+    busy = dataclasses.replace(idle, load=(99.0, 0.0, 0.0))
+    for machine in (idle, busy):
+        monkeypatch.setattr(hardware, "machine", lambda found=machine: found)
+        warnings = package.benchmark(models, runs=2, memory=False).warnings
+        assert any("measurements will be noisy" in warning for warning in warnings) is (machine is busy)
 
 
 @pytest.mark.parametrize(
