@@ -9,17 +9,19 @@ if TYPE_CHECKING:
     from graphopt.application import apply
     from graphopt.benchmarking import benchmark
     from graphopt.bisection import bisect
+    from graphopt.difference import diff
     from graphopt.io import load, save
     from graphopt.optimizer import optimize
     from graphopt.validation import validate
 
-__all__ = ["apply", "benchmark", "bisect", "load", "optimize", "save", "validate"]
+__all__ = ["apply", "benchmark", "bisect", "diff", "load", "optimize", "save", "validate"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "apply": "application",
     "benchmark": "benchmarking",
     "bisect": "bisection",
+    "diff": "difference",
     "load": "io",
     "optimize": "optimizer",
     "save": "io",

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from graphopt import footprint, hardware, inputs, io, runtime, statistics, surroundings, timing
+from graphopt import footprint, hardware, inputs, io, runtime, statistics, timing
 from graphopt.data import Data, Source, batch_size, open_data
 from graphopt.errors import UserError
+from graphopt.health import surroundings
 from graphopt.runtime import Arrays, ExecutionError
 from graphopt.target import Target
 from graphopt.target import find as find_target

@@ -10,9 +10,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from graphopt import family, hardware, installation, libraries, surroundings
-from graphopt.finding import SEVERITY, Finding, one_line
+from graphopt import hardware
 from graphopt.hardware import Machine
+from graphopt.health import family, installation, libraries, surroundings
+from graphopt.health.finding import SEVERITY, Finding, one_line
 
 __all__ = ["Diagnosis", "Finding", "diagnose"]
 

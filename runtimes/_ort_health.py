@@ -15,7 +15,7 @@ import numpy as np
 
 from graphopt import hardware
 from graphopt.errors import UserError
-from graphopt.finding import Finding, Status, one_line
+from graphopt.health.finding import Finding, Status, one_line
 from graphopt.runtimes._ort_session import library, refusals
 from graphopt.target import CPU
 

@@ -11,9 +11,10 @@ import tempfile
 
 import pytest
 
-from graphopt import diagnosis, family, hardware, installation, libraries, registry, surroundings, trial
+from graphopt import diagnosis, hardware, registry
 from graphopt.diagnosis import Diagnosis, Finding, diagnose
-from graphopt.trial import Outcome
+from graphopt.health import family, installation, libraries, surroundings, trial
+from graphopt.health.trial import Outcome
 
 MACHINE = hardware.Machine(
     processor="Some CPU",

@@ -12,7 +12,8 @@ import packaging.utils
 import packaging.version
 import pytest
 
-from graphopt import family, hardware, installation
+from graphopt import hardware
+from graphopt.health import family, installation
 
 assert packaging.requirements, "loaded before the search path is replaced"
 

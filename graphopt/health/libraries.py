@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from graphopt import family, installation, registry, trial
-from graphopt.finding import Finding
-from graphopt.trial import Outcome
+from graphopt import registry
+from graphopt.health import family, installation, trial
+from graphopt.health.finding import Finding
+from graphopt.health.trial import Outcome
 
 PACKAGES = {
     "click": "click",
@@ -32,7 +33,7 @@ _IMPORTS = {
 
 
 def check(faulty: Collection[str]) -> list[Finding]:
-    """Import every library and ask every runtime, in other processes (see `graphopt.trial`).
+    """Import every library and ask every runtime, in other processes (see `graphopt.health.trial`).
 
     Args:
         faulty: the checks of packages that found something; what does not import may be their consequence.

@@ -18,14 +18,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from graphopt.finding import one_line
+from graphopt.health.finding import one_line
 
 _SECONDS = 180.0
 """For a cold disk and for the start of a GPU."""
 
 _CHILD = (
     "import json, sys; task = json.load(sys.stdin); sys.path[:] = task['path']; "
-    "from graphopt import trial; trial.perform(task['steps'])"
+    "from graphopt.health import trial; trial.perform(task['steps'])"
 )
 
 

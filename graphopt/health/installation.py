@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphopt.finding import Finding
+from graphopt.health.finding import Finding
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from graphopt import hardware
-from graphopt.finding import Finding
+from graphopt.health.finding import Finding
 
 _FOLDER = "onnxruntime"
 NAMES = (

@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from graphopt.finding import Finding, one_line
 from graphopt.hardware import Machine
+from graphopt.health.finding import Finding, one_line
 
 _LITTLE_MEMORY = 1 << 30
 _LITTLE_DISK = 2 << 30

@@ -1,0 +1,1 @@
+"""What may be wrong with an installation or a machine, one concern a file."""
