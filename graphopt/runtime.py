@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,11 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt import registry
+from graphopt.errors import UserError
 
 if TYPE_CHECKING:
     from graphopt.diagnosis import Finding
+    from graphopt.profiling.trace import Recorder
     from graphopt.target import Target
 
 Arrays = Mapping[str, np.ndarray]
@@ -85,6 +88,18 @@ class Runtime(abc.ABC):
         """Return the graph as the runtime itself rewrites it for the target, or None if it does not tell."""
         del model, target
         return None
+
+    def recorder(self, model: ir.Model, target: Target) -> AbstractContextManager[Recorder]:
+        """Return a session of a model, to be entered, that records how long each node takes.
+
+        Raises:
+            ExecutionError: the runtime does not load this model.
+            UserError: the runtime has no profiler.
+        """
+        del model
+        raise UserError(
+            f"target '{target.name}' has no profiler; choose a target that ONNX Runtime executes, such as cpu"
+        )
 
     def providers(self) -> Sequence[str]:
         """Return the names of the execution providers that it knows, installed or not."""

@@ -21,7 +21,7 @@ from graphopt.target import CPU, Target
 
 if TYPE_CHECKING:
     from graphopt.diagnosis import Finding
-    from graphopt.profiling_trace import Recorder
+    from graphopt.profiling.trace import Recorder
 
 _SILENT = 4
 _LEVELS = {
