@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from graphopt.benchmarking import benchmark
     from graphopt.bisection import bisect
     from graphopt.difference import diff
+    from graphopt.exporting.exporter import export
     from graphopt.io import load, save
     from graphopt.optimizer import optimize
+    from graphopt.profiling import profile
     from graphopt.validation import validate
 
-__all__ = ["apply", "benchmark", "bisect", "diff", "load", "optimize", "save", "validate"]
+__all__ = ["apply", "benchmark", "bisect", "diff", "export", "load", "optimize", "profile", "save", "validate"]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -22,8 +24,10 @@ _HOMES = {
     "benchmark": "benchmarking",
     "bisect": "bisection",
     "diff": "difference",
+    "export": "exporting.exporter",
     "load": "io",
     "optimize": "optimizer",
+    "profile": "profiling",
     "save": "io",
     "validate": "validation",
 }

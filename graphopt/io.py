@@ -90,17 +90,34 @@ def save(model: ir.Model, path: str | Path) -> int:
     Raises:
         UserError: the folder does not exist or cannot be written, or the disk is full.
     """
+    with staged(path) as draft:
+        return write(model, draft)
+
+
+def write(model: ir.Model, path: Path) -> int:
+    """Write a model to a new file, and above 2 GiB its tensors to `path` + ".data"; return the bytes of both."""
+    if total_bytes(model) > PROTOBUF_LIMIT:
+        ir.save(model, path, external_data=f"{path.name}.data")
+    else:
+        path.write_bytes(to_proto(model).SerializeToString(deterministic=True))
+    return sum(file.stat().st_size for file in path.parent.iterdir())
+
+
+@contextlib.contextmanager
+def staged(path: str | Path) -> Iterator[Path]:
+    """Yield a path of the same name in a temporary folder; what lies there in the end takes its place beside `path`.
+
+    Nothing does if the file is gone by then, or after an exception.
+
+    Raises:
+        UserError: as for `save`.
+    """
     path = Path(path)
     with _writing(path) as folder:
         draft = folder / path.name
-        if total_bytes(model) > PROTOBUF_LIMIT:
-            ir.save(model, draft, external_data=f"{path.name}.data")
-        else:
-            draft.write_bytes(to_proto(model).SerializeToString(deterministic=True))
-        files = sorted(folder.iterdir(), reverse=True)  # data before the model that points to it
-        size = sum(file.stat().st_size for file in files)
-        _install(files, path.parent)
-    return size
+        yield draft
+        if draft.exists():
+            _install(sorted(folder.iterdir(), reverse=True), path.parent)  # data before the model that points to it
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

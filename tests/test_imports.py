@@ -62,7 +62,7 @@ def test_imports_point_one_way(module, path):
 
 @pytest.mark.parametrize(("module", "path"), FILES, ids=[module for module, _ in FILES])
 def test_heavy_libraries_load_late(module, path):
-    if below(module, "graphopt.models", "graphopt.passes.training", "graphopt.runtimes.torch"):
+    if below(module, "graphopt.models", "graphopt.passes.training", "graphopt.runtimes.torch", "graphopt.exporting"):
         return
     for imported, _ in imports(path):
         assert imported.split(".")[0] not in HEAVY, f"{imported} is imported when {module} loads"
