@@ -249,9 +249,9 @@ class Search:
             error = f"{actual.shape[:axes]} iterations instead of {expected.shape[:axes]}"
             return _Difference(value, node, error, (0,) * axes)
         for index in np.ndindex(expected.shape[:axes]):
-            error = self._differ(expected[index], actual[index])
-            if error:
-                return _Difference(value, node, error, index)
+            reason = self._differ(expected[index], actual[index])
+            if reason:
+                return _Difference(value, node, reason, index)
         return None
 
     def _describe(self, found: _Difference) -> Divergence:

@@ -58,11 +58,12 @@ def peak_bytes(path: str | Path, target: Target, feeds: Sequence[Arrays]) -> lis
 
 def _peak() -> int:
     """Return the most memory that this process has had, in bytes."""
-    if sys.platform == "linux":  # getrusage would count what the parent had when it forked
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux, where getrusage would count what the parent had when it forked
+        return int(status.read_text(encoding="utf-8").partition("VmHWM:")[2].split()[0]) * 1024
+    facts = psutil.Process().memory_info()
+    if hasattr(facts, "peak_wset"):  # on Windows
+        return int(facts.peak_wset)
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -46,7 +46,7 @@ def tap(model: ir.Model, values: Sequence[ir.Value]) -> Tapped:
     led = [tapper.lead(twins[value]) for value in values]
     present = set(copy.graph.outputs)
     copy.graph.outputs.extend(dict.fromkeys(value for value in led if value is not None and value not in present))
-    return Tapped(copy, [value and value.name for value in led])
+    return Tapped(copy, [None if value is None else value.name for value in led])
 
 
 def owners(graph: ir.Graph) -> dict[ir.Graph, ir.Node]:

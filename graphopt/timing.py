@@ -94,6 +94,7 @@ def race(
         seed: of the order and the length of blocks.
     """
     rng = np.random.default_rng(seed)
+    part = 0.0  # seconds of an opening, where several are affordable
 
     def narrow(openings: Sequence[Opening]) -> bool:
         intervals = [speedup(openings, index) for index in range(1, len(openers))]
@@ -121,7 +122,6 @@ def race(
         part = max(1.5 * opening_seconds, min(seconds / _OPENINGS, _LONGEST_OPENING)) - opening_seconds
         return _until(part)
 
-    part = 0.0
     backwards = bool(rng.integers(2))
     start = time.perf_counter()
     openings = [opening(backwards, first_plan)]
@@ -176,8 +176,8 @@ class _Lane:
             self.calls[0]()
         start = time.perf_counter()
         if self.pool is None:
-            seconds = _timed(self.calls[0], repeats)
-            return Block(seconds, float(np.median(seconds)))
+            runs = _timed(self.calls[0], repeats)
+            return Block(runs, float(np.median(runs)))
         parts = list(self.pool.map(lambda call: _timed(call, repeats), self.calls))
         return Block(np.concatenate(parts), (time.perf_counter() - start) / sum(map(len, parts)))
 
@@ -228,14 +228,14 @@ def _timed(call: Callable[[], object], repeats: int) -> np.ndarray:
 def _rounds(lanes: Sequence[_Lane], rng: np.random.Generator, enough: Callable[[Opening], bool]) -> Opening:
     """Visit all lanes once a round, in an order that is drawn and then reversed, until `enough` says so."""
     done = Opening([lane.load_seconds for lane in lanes], [])
-    order = np.arange(len(lanes))
+    order: list[int] = []
     seconds = _BLOCK_SECONDS
     while not (done.rounds and enough(done)):
         if len(done.rounds) % 2 == 0:
-            order, seconds = rng.permutation(len(lanes)), _BLOCK_SECONDS * rng.uniform(*_JITTER)
+            order, seconds = rng.permutation(len(lanes)).tolist(), _BLOCK_SECONDS * rng.uniform(*_JITTER)
         else:
             order = order[::-1]
-        row = {int(index): lanes[index].block(seconds) for index in order}
+        row = {index: lanes[index].block(seconds) for index in order}
         done.rounds.append([row[index] for index in range(len(lanes))])
     return done
 

@@ -229,7 +229,7 @@ def test_folders_that_cannot_be_written(parse, tmp_path):
     with pytest.raises(UserError, match="cannot write: Not a directory; choose another place"):
         io.save(parse(TEXT), tmp_path / "file" / "m.onnx")
     with pytest.raises(UserError, match="cannot write"):
-        io.write_text(tmp_path / "none" / "r.json", "{}")
+        io.write_bytes(tmp_path / "none" / "r.json", b"{}")
 
 
 @pytest.mark.parametrize("function", ["replace", "mkdir"])

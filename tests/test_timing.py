@@ -110,15 +110,29 @@ def test_one_opening_is_over_before_the_next_begins():
     assert max(most) == 2
 
 
-def test_the_order_is_drawn_and_seeded():
-    def orders(seed):
-        log = []
-        timing.race([opener(0.005, log), opener(0.005, log)], {}, seconds=0, rounds=12, seed=seed)
-        first = log[0]
-        return [session is first for session in log]
+def test_the_order_and_the_length_of_blocks_are_drawn_and_seeded():
+    class Lane:
+        load_seconds = 0.0
 
-    assert orders(1) == orders(1)
-    assert len({tuple(orders(seed)) for seed in range(4)}) > 1
+        def __init__(self, name, log):
+            self.name, self.log = name, log
+
+        def block(self, seconds):
+            self.log.append((self.name, seconds))
+            return Block(np.ones(1), 1.0)
+
+    def visits(seed):
+        log = []
+        lanes = [Lane("a", log), Lane("b", log)]
+        timing._rounds(lanes, np.random.default_rng(seed), lambda done: len(done.rounds) == 40)
+        return log
+
+    assert visits(1) == visits(1) != visits(2)
+    firsts = [name for name, _ in visits(1)[::4]]
+    assert set(firsts) == {"a", "b"}
+    lengths = [seconds for _, seconds in visits(1)]
+    assert len(set(lengths)) == 20, "one for each pair of rounds"
+    assert [lengths[i] == lengths[i + 3] for i in range(0, 80, 4)] == [True] * 20
 
 
 def test_it_warms_up_until_runs_get_no_faster():

@@ -74,7 +74,7 @@ def _attempts(
     if not isinstance(source.module, nn.Module):
         yield [], source.module
         return
-    wanted = [(_shapes(source.inputs, dynamic, torch.export.Dim.DYNAMIC), [])]
+    wanted: list[tuple[Any, list[str]]] = [(_shapes(source.inputs, dynamic, torch.export.Dim.DYNAMIC), [])]
     if any(dynamic.values()):
         wanted += [
             (_shapes(source.inputs, dynamic, torch.export.Dim.AUTO), []),

@@ -123,7 +123,7 @@ def _made(text: str) -> Source:
     inputs: Any = {}
     if isinstance(made, tuple) and len(made) == 2:
         made, inputs = made
-    elif hasattr(beside, "example_inputs"):
+    elif beside is not None and hasattr(beside, "example_inputs"):
         inputs = beside.example_inputs()
     if not isinstance(made, nn.Module):
         raise UserError(f"{text}: returned {type(made).__name__}, not a torch.nn.Module or (module, example inputs)")

@@ -72,13 +72,22 @@ def command(
     from graphopt.report import plots
     from graphopt.target import find
 
-    sizes = {"batch": _options.sizes(batch, "--batch"), "clients": _options.sizes(clients, "--clients")}
+    sizes, many = _options.sizes(batch, "--batch"), _options.sizes(clients, "--clients")
     chosen = _options.axis_sizes(axes)
     limit = _percent(fail_if_slower) if fail_if_slower is not None else None
     if plot is not None:
         plots.check(plot)
     places = [find(target, threads) for target in targets]
-    done = benchmark(models, target=places, axes=chosen, width=width / 100, fail_if_slower=limit, **sizes, **options)
+    done = benchmark(
+        models,
+        target=places,
+        batch=sizes,
+        axes=chosen,
+        clients=many,
+        width=width / 100,
+        fail_if_slower=limit,
+        **options,
+    )
     if plot is not None:
         plots.benchmark(done, plot)
     if as_json:
@@ -109,7 +118,7 @@ def _table(rows: list[Row]) -> Any:
 
     from graphopt.console import size
 
-    columns = {
+    columns: dict[str, list[str]] = {
         "model": [row.model for row in rows],
         "target": [row.target for row in rows],
         "batch": [str(row.batch) for row in rows],
