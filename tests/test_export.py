@@ -264,3 +264,26 @@ def test_a_folder_of_transformers(tmp_path, graphopt):
     assert ran.code == 0, ran.err
     assert ran.json["inputs"]["input_ids"] == "int64 [batch, sequence]"
     assert len({json.dumps(check["sizes"]) for check in ran.json["checks"]}) == 4
+
+
+def test_the_whole_road(graphopt, net, tmp_path):
+    """From a factory and a checkpoint to an optimized file, in one command."""
+    torch.save(net.build().state_dict(), "w.pth")
+    np.savez("d.npz", image=np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32))
+    ran = graphopt("optimize", "nets:with_inputs", "--weights", "w.pth", "--data", "d.npz", "-o", "out.onnx", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["input"] == "nets:with_inputs"
+    assert {"fold-constants", "quantize-static"} <= {step["pass"].partition("{")[0] for step in ran.json["steps"]}
+    assert (tmp_path / "out.onnx").exists()
+    assert graphopt("optimize", "out.onnx", "--weights", "w.pth", "-o", "x.onnx").code == 2
+    assert "no 'none'" in graphopt("optimize", "nets:none", "-o", "x.onnx").error
+
+
+def test_without_torch(graphopt, monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert (
+        graphopt("export", "nets:build", "-o", "x.onnx").error
+        == "export needs PyTorch; run pip install 'graphopt[torch]'"
+    )

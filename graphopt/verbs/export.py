@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +51,10 @@ def command(source: str, dynamic: tuple[str, ...], static: bool, as_json: bool, 
     SOURCE is package.module:factory, a .pt2 file, or a folder of Hugging Face. Exit code 3, and nothing written, when
     the file computes something else than the network.
     """
-    from graphopt.errors import UsageError, UserError
+    from graphopt.errors import UsageError
+    from graphopt.exporting import require_torch
 
-    if importlib.util.find_spec("torch") is None:
-        raise UserError("export needs PyTorch; run pip install 'graphopt[torch]'")
+    require_torch()
     if static and dynamic:
         raise UsageError("--static leaves no axis open, and --dynamic one; give one of them")
     from graphopt.console import print_json

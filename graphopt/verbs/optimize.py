@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +42,13 @@ if TYPE_CHECKING:
 @click.option(
     "--batch", type=click.IntRange(1), default=1, show_default=True, help="Samples per run when measuring latency."
 )
+@click.option("--weights", metavar="FILE", help="For a PyTorch network: the checkpoint to fill it from (see export).")
+@click.option(
+    "--input", "inputs", multiple=True, metavar="NAME=2x3x32x32", help="For a PyTorch network: an example input."
+)
+@click.option(
+    "--dynamic", multiple=True, metavar="INPUT:AXIS=SYMBOL", help="For a PyTorch network: an axis to leave open."
+)
 @click.option("--recipe", metavar="FILE|NAME", help="What to run; by default what suits the target.")
 @click.option(
     "--report", metavar="DIR", help="Folder for report.json and report.html; by default OUT's name with .report.json."
@@ -48,12 +59,22 @@ if TYPE_CHECKING:
 @_options.seed
 @_options.as_json
 def command(
-    model: str, output: str, report: str | None, as_json: bool, target: str, threads: int, **options: Any
+    model: str,
+    output: str,
+    report: str | None,
+    as_json: bool,
+    target: str,
+    threads: int,
+    weights: str | None,
+    inputs: tuple[str, ...],
+    dynamic: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Make a model smaller and faster, and prove that it still does its job.
 
-    Without --data only lossless passes run, verified on seeded random inputs. With it, int8 quantization
-    is tried and kept if the metric stays within its budget and the model measures faster.
+    MODEL is an .onnx file, or whatever `graphopt export` takes, which is exported first. Without --data only lossless
+    passes run, verified on seeded random inputs. With it, int8 quantization is tried and kept if the metric stays
+    within its budget and the model measures faster.
     """
 
     from graphopt.console import print_json, progress
@@ -62,14 +83,41 @@ def command(
     from graphopt.target import find
 
     writer.check(report)
-    with progress() as step:
-        done = optimize(model, output, target=find(target, threads), on_step=step, **options)
-    place = writer.write(done, Path(report) if report else None)
+    place = find(target, threads)
+    exporting = {"weights": weights, "inputs": inputs, "dynamic": dynamic or None}
+    with _file(model, output, target=place, seed=options["seed"], **exporting) as path, progress() as step:
+        done = dataclasses.replace(optimize(path, output, target=place, on_step=step, **options), input=model)
+    written = writer.write(done, Path(report) if report else None)
     if as_json:
         print_json(done.to_json())
     else:
-        _print(done, place)
+        _print(done, written)
     sys.exit(0 if done.met else 3)
+
+
+@contextlib.contextmanager
+def _file(source: str, output: str, **exporting: Any) -> Iterator[str]:
+    """Yield an .onnx file: the one that is named, or a temporary one exported from a PyTorch network."""
+    from graphopt.errors import GateError, UsageError
+
+    path = Path(source)
+    if path.suffix != ".pt2" and not path.is_dir() and (path.exists() or ":" not in source):
+        if exporting["weights"] or exporting["inputs"] or exporting["dynamic"]:
+            raise UsageError("--weights, --input and --dynamic are for exporting a PyTorch network, not for a file")
+        yield source
+        return
+    from graphopt import io
+    from graphopt.exporting import require_torch
+
+    require_torch()
+    from graphopt.exporting.exporter import export
+
+    io.check_writable(output)
+    with tempfile.TemporaryDirectory() as folder:
+        done = export(source, Path(folder) / "model.onnx", **exporting)
+        if done.output is None:
+            raise GateError(f"{source}: the exported file computes something else; see graphopt export {source}")
+        yield done.output
 
 
 def _print(done: Report, place: Path) -> None:
