@@ -138,7 +138,8 @@ def export(
     model, notes = capturing.capture(network, axes, opset)
     nodes = sum(1 for _ in io.nodes(model))
     _name(model, network, axes, output_names or network.outputs)
-    notes = [*notes, *_lost(model, axes)]
+    axes, lost = _open(model, axes)
+    notes = [*notes, *lost]
     model = _simplified(model, keep_metadata=keep_metadata)
     after = sum(1 for _ in io.nodes(model))
     shapes = {p.name: _shape(p) for p in runtime.model_inputs(model)}
@@ -235,15 +236,19 @@ def _fresh(name: str | None, taken: set[str | None]) -> str:
     return f"{name}_{number}"
 
 
-def _lost(model: ir.Model, axes: Dynamic) -> list[str]:
-    """Tell which axes were to be open and are not."""
+def _open(model: ir.Model, axes: Dynamic) -> tuple[Dynamic, list[str]]:
+    """Return the axes that came out open, and tell which were to be and are not."""
     ports = {port.name: port for port in runtime.model_inputs(model)}
-    return [
-        f"axis {axis} ({symbol}) of '{name}' is fixed to {size}: forward does not work for other sizes"
-        for name, chosen in axes.items()
-        for axis, symbol in chosen.items()
-        if name in ports and isinstance(size := (ports[name].shape or ())[axis], int)
-    ]
+    found: Dynamic = {}
+    lost = []
+    for name, chosen in axes.items():
+        for axis, symbol in chosen.items():
+            size = (ports[name].shape or ())[axis] if name in ports else None
+            if isinstance(size, int):
+                lost.append(f"axis {axis} ({symbol}) of '{name}' is fixed to {size}: forward depends on this very size")
+            else:
+                found.setdefault(name, {})[axis] = symbol
+    return found, lost
 
 
 def _simplified(model: ir.Model, *, keep_metadata: bool) -> ir.Model:
