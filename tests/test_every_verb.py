@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 
 import graphopt as package
 from graphopt import cli, registry
+from graphopt.errors import UserError
 
 VERBS = list(registry.entries("verb"))
 
@@ -71,7 +73,11 @@ def test_version(graphopt):
 
 def test_python_mirrors_the_verbs():
     for name in package.__all__ * 2:  # the first use imports the module, whose name must not get in the way
-        assert callable(getattr(package, name)), name
+        if name == "export" and importlib.util.find_spec("torch") is None:
+            with pytest.raises(UserError, match="export needs PyTorch; run pip install"):
+                package.export  # noqa: B018
+        else:
+            assert callable(getattr(package, name)), name
     assert {"apply", "optimize", "validate", "benchmark", "load", "save"} <= set(package.__all__)
     with pytest.raises(AttributeError, match="no attribute 'optimise'"):
         package.optimise  # noqa: B018

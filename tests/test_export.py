@@ -282,6 +282,8 @@ def test_the_whole_road(graphopt, net, tmp_path):
 def test_without_torch(graphopt, monkeypatch):
     import importlib.util
 
+    for name in [name for name in sys.modules if name.startswith("graphopt.exporting")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert (
         graphopt("export", "nets:build", "-o", "x.onnx").error

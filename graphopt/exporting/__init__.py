@@ -1,4 +1,4 @@
-"""From PyTorch to ONNX. The modules here import torch, so that only `graphopt.export` and the verbs import them, late."""
+"""From PyTorch to ONNX. What imports this is told if PyTorch is missing, so only `graphopt.export` and verbs do, late."""
 
 from __future__ import annotations
 
@@ -6,12 +6,5 @@ import importlib.util
 
 from graphopt.errors import UserError
 
-
-def require_torch() -> None:
-    """Refuse to go on without PyTorch.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    if importlib.util.find_spec("torch") is None:
-        raise UserError("export needs PyTorch; run pip install 'graphopt[torch]'")
+if importlib.util.find_spec("torch") is None:
+    raise UserError("export needs PyTorch; run pip install 'graphopt[torch]'")

@@ -51,6 +51,7 @@ def capture(source: Source, dynamic: Dynamic, opset: int | None) -> tuple[ir.Mod
         UserError: no way of capturing it works; the message names the module, the line and what usually helps.
     """
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision, which nobody asked for
+    logging.getLogger("torch._guards").setLevel(logging.CRITICAL)  # it dumps the stack of every attempt that fails
     failures: list[BaseException] = []
     for what, program in _attempts(source, dynamic, failures):
         try:

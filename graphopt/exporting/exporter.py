@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,15 @@ class Check:
     sizes: dict[str, int]
     outputs: list[OutputError]
     failure: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sample:
+    """What the network computes at one choice of sizes."""
+
+    sizes: dict[str, int]
+    inputs: Mapping[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,8 +157,10 @@ def export(
     samples = _samples(network, axes, list(results), notes)
     with io.staged(output) as draft:
         size = io.write(model, draft)
-        del model, network  # only the file and the expected outputs are needed from here on
-        checks = [_check(draft, place, *sample, _RTOL[dtype]) for sample in samples]
+        del model  # only the file and the expected outputs are needed from here on
+        if not isinstance(source, nn.Module):  # the caller's own module stays as it is
+            network.release()
+        checks = _checks(draft, place, samples, _RTOL[dtype])
         met = all(check.failure is None and not any(o.mismatch for o in check.outputs) for check in checks)
         if not met:
             draft.unlink()
@@ -216,6 +227,9 @@ def _name(model: ir.Model, source: Source, axes: Dynamic, outputs: Sequence[str]
             value.name = _fresh(value.name, {v.name for v in values} | taken)
     for value, name in wanted.items():
         value.name = name
+    for value in (*graph.inputs, *values):
+        if value.shape is not None:
+            value.shape = ir.Shape([_settled(dim) for dim in value.shape])
     symbols: dict[str, str] = {}
     for value in graph.inputs:
         for axis, symbol in axes.get(value.name or "", {}).items():
@@ -227,6 +241,11 @@ def _name(model: ir.Model, source: Source, axes: Dynamic, outputs: Sequence[str]
             value.shape = ir.Shape(
                 [d if isinstance(d, int) else ir.SymbolicDim(symbols.get(d.value or "", d.value)) for d in value.shape]
             )
+
+
+def _settled(dim: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
+    """Return the number where the exporter writes one as if it were the name of an open axis."""
+    return int(str(dim)) if str(dim).isdigit() else dim
 
 
 def _fresh(name: str | None, taken: set[str | None]) -> str:
@@ -259,10 +278,8 @@ def _simplified(model: ir.Model, *, keep_metadata: bool) -> ir.Model:
     return model
 
 
-def _samples(
-    source: Source, axes: Dynamic, names: Sequence[str], notes: list[str]
-) -> list[tuple[dict[str, int], dict[str, np.ndarray], dict[str, np.ndarray]]]:
-    """Run the network at several sizes: `(sizes, inputs, outputs)` of each that it accepts."""
+def _samples(source: Source, axes: Dynamic, names: Sequence[str], notes: list[str]) -> list[_Sample]:
+    """Run the network at several sizes, as far as it accepts them."""
     example = {
         symbol: source.inputs[name].shape[axis] for name, chosen in axes.items() for axis, symbol in chosen.items()
     }
@@ -283,7 +300,7 @@ def _samples(
             notes.append(f"the network itself does not run at {refused}, so that size is not checked")
             continue
         outputs = dict(zip(names, map(_array, results), strict=False))
-        found.append((sizes, {name: _array(tensor) for name, tensor in inputs.items()}, outputs))
+        found.append(_Sample(sizes, {name: _array(tensor) for name, tensor in inputs.items()}, outputs))
     return found
 
 
@@ -300,23 +317,24 @@ def _array(tensor: Tensor) -> np.ndarray:
     return np.asarray(tensor.detach().cpu().numpy())
 
 
-def _check(
-    path: Path,
-    target: Target,
-    sizes: dict[str, int],
-    inputs: Mapping[str, np.ndarray],
-    expected: Mapping[str, np.ndarray],
-    rtol: float,
-) -> Check:
+def _checks(path: Path, target: Target, samples: Sequence[_Sample], rtol: float) -> list[Check]:
+    """Compare a file with what the network computed."""
+    ports = {port.name for port in runtime.model_inputs(ir.load(path))}
+    try:
+        session = _session(path, target)
+    except ExecutionError as error:
+        return [Check(sample.sizes, [], str(error)) for sample in samples]
+    return [_check(session, ports, sample, rtol) for sample in samples]
+
+
+def _check(session: runtime.Session, ports: Collection[str], sample: _Sample, rtol: float) -> Check:
     errors = OutputErrors(rtol)
     try:
-        ports = {port.name for port in runtime.model_inputs(ir.load(path))}
-        session = _session(path, target)
-        actual = session.run({name: array for name, array in inputs.items() if name in ports})
+        actual = session.run({name: array for name, array in sample.inputs.items() if name in ports})
     except ExecutionError as error:
-        return Check(sizes, [], str(error))
-    errors.add(expected, actual)
-    return Check(sizes, errors.rows(), None)
+        return Check(sample.sizes, [], str(error))
+    errors.add(sample.outputs, actual)
+    return Check(sample.sizes, errors.rows(), None)
 
 
 def _session(path: Path, target: Target) -> runtime.Session:

@@ -55,6 +55,13 @@ class Source:
             leaves = torch.utils._pytree.tree_leaves(module(*values, **named))
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
+    def release(self) -> None:
+        """Give the memory of the weights back; torch keeps graphs, and all that hangs on them, in global tables."""
+        held = self.module
+        tensors = held.state_dict().values() if isinstance(held, nn.Module) else held.state_dict.values()
+        for tensor in [*tensors, *(held.parameters() if isinstance(held, nn.Module) else ())]:
+            tensor.data = torch.empty(0, dtype=tensor.dtype)
+
 
 def open_source(
     source: str | Path | nn.Module,

@@ -52,9 +52,7 @@ def command(source: str, dynamic: tuple[str, ...], static: bool, as_json: bool, 
     the file computes something else than the network.
     """
     from graphopt.errors import UsageError
-    from graphopt.exporting import require_torch
 
-    require_torch()
     if static and dynamic:
         raise UsageError("--static leaves no axis open, and --dynamic one; give one of them")
     from graphopt.console import print_json

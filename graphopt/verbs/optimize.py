@@ -107,9 +107,6 @@ def _file(source: str, output: str, **exporting: Any) -> Iterator[str]:
         yield source
         return
     from graphopt import io
-    from graphopt.exporting import require_torch
-
-    require_torch()
     from graphopt.exporting.exporter import export
 
     io.check_writable(output)
