@@ -14,7 +14,7 @@ from graphopt.data import Data, batch_size, fitted_batches
 from graphopt.errors import UsageError, UserError, did_you_mean
 from graphopt.runtime import Arrays, ExecutionError, Port, Session
 
-_SIZES = ((2, 16), (3, 32), (1, 24), (1, 64), (1, 1), (2, 2), (1, 128), (1, 256), (4, 4))
+_SIZES = ((2, 16), (3, 32), (1, 24), (1, 64), (1, 1), (2, 2), (1, 128), (1, 256), (4, 4), (2, 1500), (1, 1000))
 """Sizes to try for dynamic axes: (first axis, other axes). Different, so that swapped axes show."""
 
 _RANKS = ((2, 3), (4,), (), (1, 3, 16, 16), (1, 2, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import re
@@ -97,7 +98,8 @@ def open_source(
             f"{source}: is neither package.module:factory, a .pt2 file, nor a folder with config.json; check the path"
         )
     if isinstance(found.module, nn.Module):
-        found.module.eval()
+        with contextlib.suppress(NotImplementedError):  # what torch.export captured is in the mode it was put in
+            found.module.eval()
         if weights is not None:
             load_weights(found.module, weights)
     elif weights is not None:
