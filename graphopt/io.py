@@ -68,14 +68,14 @@ def load(path: str | Path) -> ir.Model:
         raise UserError(f"{path}: not an ONNX model, or a truncated one; export or download it again") from None
     if not proto.HasField("graph") or not (proto.opset_import or proto.ir_version):
         raise UserError(f"{path}: not an ONNX model (it holds no graph); export or download it again")
-    renamed = rename_redeclared(proto.graph)
     try:
+        renamed = rename_redeclared(proto.graph)
         model: ir.Model = ir.from_proto(proto)
-    except (ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
+        model.meta[RENAMED] = renamed
+        model.meta[SORTED] = _sort(model, path)
+        model.meta[FILES] = [path, *_attach_external_data(model, path)]
+    except (ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:  # names that are not UTF-8, no such type
         raise UserError(f"{path}: malformed model: {_root_cause(error)}; export it again") from None
-    model.meta[RENAMED] = renamed
-    model.meta[SORTED] = _sort(model, path)
-    model.meta[FILES] = [path, *_attach_external_data(model, path)]
     return model
 
 
