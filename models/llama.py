@@ -123,7 +123,7 @@ class Decoder(nn.Module):  # type: ignore[misc]  # torch is optional, so mypy sk
 
         Returns:
             Logits [batch, sequence, vocabulary]; keys and values of all tokens, each
-            [depth, batch, kv_heads, past + sequence, size].
+            [batch, depth, kv_heads, past + sequence, size].
         """
         x = self.tokens(input_ids)
         all_keys, all_values = [], []
@@ -131,7 +131,7 @@ class Decoder(nn.Module):  # type: ignore[misc]  # torch is optional, so mypy sk
             x, keys, values = block(x, known)
             all_keys.append(keys)
             all_values.append(values)
-        return self.head(self.norm(x)), torch.stack(all_keys), torch.stack(all_values)
+        return self.head(self.norm(x)), torch.stack(all_keys, 1), torch.stack(all_values, 1)
 
 
 class Llama(Decoder):

@@ -12,8 +12,8 @@ from graphopt.models.llama import Decoder
 
 DYNAMIC = {
     "input_ids": {0: "batch", 1: "sequence"},
-    "past_keys": {1: "batch", 3: "past"},
-    "past_values": {1: "batch", 3: "past"},
+    "past_keys": {0: "batch", 3: "past"},
+    "past_values": {0: "batch", 3: "past"},
 }
 OUTPUTS = ("logits", "present_keys", "present_values")
 
@@ -26,14 +26,14 @@ class LlamaWithPast(Decoder):
 
         Args:
             input_ids: the new tokens.
-            past_keys: float32 [depth, batch, kv_heads, past, head_dim]; `past` is 0 at the start of a text.
+            past_keys: float32 [batch, depth, kv_heads, past, head_dim]; `past` is 0 at the start of a text.
             past_values: of the same shape.
 
         Returns:
             Logits float32 [batch, sequence, vocabulary], and keys and values with those of the new tokens added,
-            float32 [depth, batch, kv_heads, past + sequence, head_dim].
+            float32 [batch, depth, kv_heads, past + sequence, head_dim].
         """
-        return self.step(input_ids, list(zip(past_keys.unbind(0), past_values.unbind(0), strict=True)))
+        return self.step(input_ids, list(zip(past_keys.unbind(1), past_values.unbind(1), strict=True)))
 
 
 def llama_with_past(
@@ -58,10 +58,10 @@ def example_inputs(
     kv_heads: int = 2,
     head_dim: int = 16,
 ) -> dict[str, Tensor]:
-    """Random tokens int64 [batch, sequence], and noise as the cache, [depth, batch, kv_heads, past, head_dim] twice."""
+    """Random tokens int64 [batch, sequence], and noise as the cache, [batch, depth, kv_heads, past, head_dim] twice."""
     draw = torch.Generator().manual_seed(0)
     return {
         "input_ids": torch.randint(vocabulary, (batch, sequence), generator=draw),
-        "past_keys": torch.randn(depth, batch, kv_heads, past, head_dim, generator=draw),
-        "past_values": torch.randn(depth, batch, kv_heads, past, head_dim, generator=draw),
+        "past_keys": torch.randn(batch, depth, kv_heads, past, head_dim, generator=draw),
+        "past_values": torch.randn(batch, depth, kv_heads, past, head_dim, generator=draw),
     }

@@ -289,3 +289,23 @@ def test_without_torch(graphopt, monkeypatch):
         graphopt("export", "nets:build", "-o", "x.onnx").error
         == "export needs PyTorch; run pip install 'graphopt[torch]'"
     )
+
+
+def test_trained_for_quantization(net):
+    """What torchao's quantization-aware training leaves arrives as QuantizeLinear and DequantizeLinear."""
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    from torchao.quantization.pt2e import move_exported_model_to_eval
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    x = torch.randn(2, 3, 8, 8)
+    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config(is_qat=True))
+    axes = ({0: torch.export.Dim("batch")},)
+    module = prepare_qat_pt2e(torch.export.export(net.build(), (x,), dynamic_shapes=axes).module(), quantizer)
+    module(x)
+    module = convert_pt2e(module)
+    move_exported_model_to_eval(module)
+    assert package.export(module, "out.onnx", inputs={"image": x}).met
+    operators = [node.op_type for node in io.load("out.onnx").graph]
+    assert operators.count("QuantizeLinear") >= 1
+    assert operators.count("DequantizeLinear") > operators.count("QuantizeLinear")
