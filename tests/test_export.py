@@ -292,20 +292,22 @@ def test_without_torch(graphopt, monkeypatch):
 
 
 def test_trained_for_quantization(net):
-    """What torchao's quantization-aware training leaves arrives as QuantizeLinear and DequantizeLinear."""
+    """What torchao's quantization-aware training leaves arrives as QDQ that ONNX Runtime fuses."""
     pytest.importorskip("torchao", reason="torchao is not installed")
     from torchao.quantization.pt2e import move_exported_model_to_eval
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
-    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+    from torchao.testing.pt2e import _xnnpack_quantizer as xnnpack
 
     x = torch.randn(2, 3, 8, 8)
-    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config(is_qat=True))
+    scheme = xnnpack.get_symmetric_quantization_config(is_per_channel=True, is_qat=True)
     axes = ({0: torch.export.Dim("batch")},)
-    module = prepare_qat_pt2e(torch.export.export(net.build(), (x,), dynamic_shapes=axes).module(), quantizer)
+    captured = torch.export.export(net.build(), (x,), dynamic_shapes=axes).module()
+    module = prepare_qat_pt2e(captured, xnnpack.XNNPACKQuantizer().set_global(scheme))
     module(x)
     module = convert_pt2e(module)
     move_exported_model_to_eval(module)
     assert package.export(module, "out.onnx", inputs={"image": x}).met
-    operators = [node.op_type for node in io.load("out.onnx").graph]
-    assert operators.count("QuantizeLinear") >= 1
-    assert operators.count("DequantizeLinear") > operators.count("QuantizeLinear")
+    place = target.find("cpu")
+    executed = [node.op_type for node in runtime.find(place).optimized(io.load("out.onnx"), place).graph]
+    assert {"QLinearConv", "QGemm"} <= set(executed)
+    assert not {"Conv", "FusedConv", "Gemm"} & set(executed)
