@@ -125,6 +125,15 @@ def test_output_names_that_inner_values_bear(net):
     assert io.load("out.onnx").meta[io.RENAMED] == []
 
 
+def test_input_names(graphopt, net):
+    args = ("export", "nets:with_inputs", "-o", "out.onnx")
+    ran = graphopt(*args, "--input-name", "picture", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["inputs"] == {"picture": "float [batch, 3, 8, 8]"}
+    assert "has 1 inputs, but 2 names" in graphopt(*args, "--input-name", "a", "--input-name", "b").error
+    assert "is taken by another value" in graphopt(*args, "--input-name", "conv.weight").error
+
+
 def test_evaluation_mode(net):
     assert package.export(net.Drops().train(), "out.onnx", inputs={"image": torch.randn(2, 3, 8, 8)}).met
 

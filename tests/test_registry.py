@@ -118,7 +118,7 @@ def test_two_files_of_one_name_raise(drop_pass, tmp_path_factory):
 def test_unknown_names_suggest_the_nearest():
     with pytest.raises(UsageError, match="unknown runtime 'refrence'; did you mean 'reference'"):
         registry.find("runtime", "refrence")
-    with pytest.raises(UsageError, match="unknown recipe 'zzz'; known: cuda, default"):
+    with pytest.raises(UsageError, match="unknown recipe 'zzz'; known: cuda, default, lossless"):
         registry.entry("recipe", "zzz")
 
 

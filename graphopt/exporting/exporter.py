@@ -27,6 +27,7 @@ from graphopt.target import find as find_target
 _SIMPLIFY = (
     "fold-constants",
     "eliminate-identity",
+    "merge-slices",
     "eliminate-common-subexpressions",
     "deduplicate-initializers",
     "eliminate-dead-code",
@@ -104,6 +105,7 @@ def export(
     inputs: Sequence[str] | Mapping[str, Any] = (),
     data: DataSource | None = None,
     dynamic: Sequence[str] | Dynamic | None = None,
+    input_names: Sequence[str] = (),
     output_names: Sequence[str] = (),
     opset: int | None = None,
     dtype: str = "float32",
@@ -122,7 +124,8 @@ def export(
         data: a data set whose first batch serves as example inputs.
         dynamic: axes to leave open, by input or written `input:axis=symbol`; by default what the source declares,
             else the first axis of all inputs where they agree on its size.
-        output_names: names of the outputs.
+        input_names, output_names: names of the inputs and outputs, in order; by default those of forward's parameters,
+            and what the source declares.
         opset: version of the standard operators.
         dtype: element type of weights and floating-point inputs: float32, float16 or bfloat16.
         target: where the file is checked.
@@ -151,10 +154,12 @@ def export(
     notes = [*notes, *lost]
     model = _simplified(model, keep_metadata=keep_metadata)
     after = sum(1 for _ in io.nodes(model))
-    shapes = {p.name: _shape(p) for p in runtime.model_inputs(model)}
     results = {p.name: _shape(p) for p in runtime.ports(model.graph.outputs)}
-    version = model.opset_imports.get("", 0)
     samples = _samples(network, axes, list(results), notes)
+    if input_names:
+        samples = _with_inputs_named(model, network, input_names, samples)
+    shapes = {p.name: _shape(p) for p in runtime.model_inputs(model)}
+    version = model.opset_imports.get("", 0)
     with io.staged(output) as draft:
         size = io.write(model, draft)
         del model  # only the file and the expected outputs are needed from here on
@@ -246,6 +251,25 @@ def _name(model: ir.Model, source: Source, axes: Dynamic, outputs: Sequence[str]
 def _settled(dim: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
     """Return the number where the exporter writes one as if it were the name of an open axis."""
     return int(str(dim)) if str(dim).isdigit() else dim
+
+
+def _with_inputs_named(
+    model: ir.Model, source: Source, names: Sequence[str], samples: Sequence[_Sample]
+) -> list[_Sample]:
+    """Name the inputs of the model, in the order of forward's parameters; return the samples with these names."""
+    if len(names) != len(source.inputs):
+        raise UserError(f"{source.name}: has {len(source.inputs)} inputs, but {len(names)} names are given")
+    new = dict(zip(source.inputs, names, strict=True))
+    others = {v.name for node in model.graph.all_nodes() for v in node.outputs} | set(model.graph.initializers)
+    twice = next((name for name in names if name in others or names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{source.name}: the name '{twice}' is taken by another value; choose another --input-name")
+    for value in model.graph.inputs:
+        value.name = new[value.name or ""]
+    return [
+        dataclasses.replace(sample, inputs={new[name]: array for name, array in sample.inputs.items()})
+        for sample in samples
+    ]
 
 
 def _fresh(name: str | None, taken: set[str | None]) -> str:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     help="An axis to leave open; by default what the source declares, else the batch.",
 )
 @click.option("--static", is_flag=True, help="Leave no axis open.")
+@click.option("--input-name", "input_names", multiple=True, metavar="NAME", help="Name of an input, in order.")
 @click.option("--output-name", "output_names", multiple=True, metavar="NAME", help="Name of an output, in order.")
 @click.option("--opset", type=click.IntRange(7), help="Version of the standard operators; by default the exporter's.")
 @click.option(
