@@ -6,6 +6,7 @@ axis in common and all bounds are constants. PyTorch writes one Slice for every 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,12 +26,14 @@ class MergeSlices(Pass):
     def call(self, model: ir.Model) -> Result:
         """Merge in place, from the inputs on, so that longer chains become one."""
         merged, skipped = 0, []
+        bodies = {function.graph for function in model.functions.values()}
+        taken = _graphs.names(model)
         for graph in _graphs.graphs(model):
             for node in list(graph):
                 first = node.inputs[0].producer() if _graphs.is_op(node, "Slice") and node.inputs[0] else None
                 if first is None or not _graphs.is_op(first, "Slice") or first.graph is not graph:
                     continue
-                reason = _obstacle(model, first, node) or _merge(first, node)
+                reason = _obstacle(first, node) or _merge(first, node, taken, in_function=graph in bodies)
                 if reason:
                     skipped.append((_graphs.label(node), reason))
                 else:
@@ -38,7 +41,7 @@ class MergeSlices(Pass):
         return Result(model, bool(merged), {"merged": merged}, skipped)
 
 
-def _obstacle(model: ir.Model, first: ir.Node, second: ir.Node) -> str | None:
+def _obstacle(first: ir.Node, second: ir.Node) -> str | None:
     if any(node.version is not None and node.version < _BOUNDS_ARE_INPUTS for node in (first, second)) or (
         len(first.inputs) < 3 or len(second.inputs) < 3
     ):
@@ -49,8 +52,11 @@ def _obstacle(model: ir.Model, first: ir.Node, second: ir.Node) -> str | None:
     return None
 
 
-def _merge(first: ir.Node, second: ir.Node) -> str | None:
-    """Let the second node cut what the first one cuts, too; say why if that cannot be."""
+def _merge(first: ir.Node, second: ir.Node, taken: Counter[str], *, in_function: bool) -> str | None:
+    """Let the second node cut what the first one cuts, too; say why if that cannot be.
+
+    The new bounds are initializers, but Constant nodes in a function's body, which has no initializers.
+    """
     source = first.inputs[0]
     assert source is not None
     rank = None if source.shape is None else len(source.shape)
@@ -64,10 +70,17 @@ def _merge(first: ir.Node, second: ir.Node) -> str | None:
     second.replace_input_with(0, source)
     second.resize_inputs(5)
     for index, parts in enumerate(zip(one, two, strict=True), 1):
-        constant = ir.node("Constant", [], {"value": ir.tensor(np.concatenate(parts))})
-        constant.outputs[0].name = f"{second.outputs[0].name}_{('starts', 'ends', 'axes', 'steps')[index - 1]}"
-        graph.insert_before(second, constant)
-        second.replace_input_with(index, constant.outputs[0])
+        name = _graphs.fresh(f"{second.outputs[0].name}_{('starts', 'ends', 'axes', 'steps')[index - 1]}", taken)
+        tensor = ir.tensor(np.concatenate(parts), name=name)
+        if in_function:
+            constant = ir.node("Constant", [], {"value": tensor})
+            constant.outputs[0].name = name
+            graph.insert_before(second, constant)
+            bound = constant.outputs[0]
+        else:
+            bound = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+            graph.register_initializer(bound)
+        second.replace_input_with(index, bound)
     graph.remove(first, safe=True)
     return None
 

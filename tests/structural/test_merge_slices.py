@@ -52,3 +52,19 @@ def test_what_stays(apply, parse, body, inputs, outputs, reason):
     result = apply(MergeSlices(), parse(graph(body, inputs, outputs)))
     assert not result.modified
     assert reason in result.skipped[0][1]
+
+
+def test_in_a_function(apply, parse, ops):
+    model = parse(
+        '<ir_version: 9, opset_import: ["": 18, "local": 1]> g (float[N,6,8] x) => (float[A,B,C] y) { y = local.f(x) } '
+        '<domain: "local", opset_import: ["": 18]> f (x) => (y) { '
+        "s = Constant<value = int64[1] {1}>() e = Constant<value = int64[1] {5}>() a = Constant<value = int64[1] {2}>() "
+        "t = Slice(x, s, e, s) y = Slice(t, s, e, a) }"
+    )
+    assert apply(MergeSlices(), model).report == {"merged": 1}
+
+
+def test_no_node_is_added(apply, parse):
+    model = parse(graph("t = Slice(x, s1, end, a1, two)  y = Slice(t, s0, two, last)"))
+    apply(MergeSlices(), model)
+    assert model.graph.num_nodes() == 1
