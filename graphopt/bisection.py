@@ -44,7 +44,8 @@ class Divergence:
         inside: names of the nodes in whose bodies it lies, the outermost first.
         iteration: of those that iterate, when it first differs, from 0.
         inputs: what flows into the node: `(name, state)`, where the state is "agrees", "differs", "constant
-            agrees", "constant differs", or "unknown" for a value without a counterpart.
+            agrees", "constant differs", or "unknown" for a value without a counterpart, followed by what the reference
+            has in its place if that is something else.
         reference: the node that computes the value in the reference.
         before: nodes of the candidate without counterpart between values that agree and this one; one of them may
             be the culprit.
@@ -268,7 +269,11 @@ class Search:
             error=found.error,
             inside=inside[::-1],
             iteration=found.iteration,
-            inputs=[(value.name or "", self._state(value)) for value in found.node.inputs if value is not None],
+            inputs=[
+                (value.name or "", self._state(value) + self._moved(value, place, counterpart))
+                for place, value in enumerate(found.node.inputs)
+                if value is not None
+            ],
             reference="" if counterpart is None else f"{_name(counterpart)} ({counterpart.op_type})",
             before=[_name(node) for node in self._unmatched_before(found.node)],
         )
@@ -285,6 +290,13 @@ class Search:
         if value not in self._states:
             return "unknown"
         return "agrees" if self._states[value] is None else "differs"
+
+    def _moved(self, value: ir.Value, place: int, counterpart: ir.Node | None) -> str:
+        """Say if the reference uses something else in this place than what corresponds to the value."""
+        there = counterpart.inputs[place] if counterpart is not None and place < len(counterpart.inputs) else None
+        if there is None or self._pairs.get(value, there) is there:
+            return ""
+        return f", where the reference has '{there.name}'"
 
     def _unmatched_before(self, node: ir.Node) -> list[ir.Node]:
         """Return the nodes without counterpart from which a node gets its inputs, in graph order."""

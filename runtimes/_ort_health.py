@@ -17,7 +17,7 @@ from graphopt import hardware
 from graphopt.errors import UserError
 from graphopt.health.finding import Finding, Status, one_line
 from graphopt.runtimes._ort_session import library, refusals
-from graphopt.target import CPU
+from graphopt.target import CPU, TARGETS, capabilities
 
 _CUDA = "CUDAExecutionProvider"
 _NVIDIA = (_CUDA, "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
@@ -55,7 +55,19 @@ def diagnose() -> list[Finding]:
     gpus = hardware.nvidia_gpus()
     preload(ort)
     newest = onnx.defs.onnx_opset_version(), onnx.IR_VERSION
-    return [*readable(ort, onnx.__version__, *newest), *providers(ort, gpus), *unused(ort, gpus)]
+    return [*readable(ort, onnx.__version__, *newest), *providers(ort, gpus), *unused(ort, gpus), *targets(ort)]
+
+
+def targets(ort: Any) -> Iterator[Finding]:
+    """Say what pays on the targets that are installed here (see `graphopt.target.Capabilities`)."""
+    for target in TARGETS.values():
+        if target.runtime != "ort" or target.provider not in ort.get_available_providers():
+            continue
+        able = capabilities(target)
+        first = f"int8 as {able.integer}" if able.precision == "int8" else able.precision
+        conv = "" if able.integer_conv else ", no integer convolution"
+        message = f"{target.name}: {first} first{conv}, channel counts in multiples of {able.channels}"
+        yield Finding("targets", "ok", f"{message}, {len(able.fused)} operators beyond standard ONNX")
 
 
 def preload(ort: Any) -> None:

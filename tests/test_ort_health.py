@@ -69,7 +69,8 @@ def only(findings):
 def test_the_one_that_is_installed(monkeypatch):
     monkeypatch.setattr(hardware, "nvidia_gpus", list)
     findings = _ort_health.diagnose()
-    assert {finding.check for finding in findings} == {"model versions", "providers"}
+    assert {finding.check for finding in findings} == {"model versions", "providers", "targets"}
+    assert "cpu: int8 as " in only(finding for finding in findings if finding.check == "targets").message
     fine = [finding for finding in findings if finding.check == "providers" and finding.status == "ok"]
     assert CPU in only(fine).message
 
