@@ -78,7 +78,9 @@ def _merge(first: ir.Node, second: ir.Node, taken: Counter[str], *, in_function:
             graph.insert_before(second, constant)
             bound = constant.outputs[0]
         else:
-            bound = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+            bound = ir.Value(
+                name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
+            )
             graph.register_initializer(bound)
         second.replace_input_with(index, bound)
     graph.remove(first, safe=True)
