@@ -18,6 +18,7 @@ from onnx_ir.passes.common import InlinePass
 
 from graphopt import compare, io, matching, pipeline, runtime, scopes, tapping
 from graphopt.data import Source, open_data
+from graphopt.difference.places import label
 from graphopt.errors import UserError
 from graphopt.runtime import Arrays, ExecutionError
 from graphopt.target import Target
@@ -259,11 +260,11 @@ class Search:
         inside, graph = [], found.node.graph
         while graph in self._owner_of:
             owner = self._owner_of[graph]
-            inside.append(_name(owner))
+            inside.append(label(owner))
             graph = owner.graph
         counterpart = self._pairs[found.value].producer()
         return Divergence(
-            node=_name(found.node),
+            node=label(found.node),
             op=found.node.op_type,
             output=found.value.name or "",
             error=found.error,
@@ -274,8 +275,8 @@ class Search:
                 for place, value in enumerate(found.node.inputs)
                 if value is not None
             ],
-            reference="" if counterpart is None else f"{_name(counterpart)} ({counterpart.op_type})",
-            before=[_name(node) for node in self._unmatched_before(found.node)],
+            reference="" if counterpart is None else f"{label(counterpart)} ({counterpart.op_type})",
+            before=[label(node) for node in self._unmatched_before(found.node)],
         )
 
     def _state(self, value: ir.Value) -> str:
@@ -325,10 +326,6 @@ def _bodies(node: ir.Node) -> list[ir.Graph]:
 def _plain_attributes(node: ir.Node) -> dict[str, Any]:
     """Return the attributes of a node with bodies, but for the bodies."""
     return {a.name: a.value for a in node.attributes.values() if not scopes.subgraphs(a)}
-
-
-def _name(node: ir.Node) -> str:
-    return node.name or next((value.name for value in node.outputs if value.name), "") or node.op_type
 
 
 def _inlined(model: ir.Model) -> ir.Model:

@@ -65,6 +65,7 @@ def test_the_table(graphopt, models):
     assert "median ms" in ran.out
     assert "1.00x" in ran.out
     assert "peak memory" not in ran.out
+    assert "peak memory" in graphopt("bench", models[0], "--runs", "2").out, "also where there is one row only"
     assert str(models[1]) in ran.out.replace("\n", "")
 
 

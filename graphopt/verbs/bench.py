@@ -135,11 +135,10 @@ def _table(rows: list[Row]) -> Any:
         "verdict": [row.verdict for row in rows],
     }
     table = Table(box=None, pad_edge=False, header_style="bold")
-    shown = [
-        name
-        for name, cells in columns.items()
-        if name not in ("target", "clients", "peak memory") or len(set(cells)) > 1
-    ]
+    hidden = {name for name in ("target", "clients") if len(set(columns[name])) == 1}
+    if not any(columns["peak memory"]):
+        hidden.add("peak memory")
+    shown = [name for name in columns if name not in hidden]
     for name in shown:
         table.add_column(name, justify="left" if name in ("model", "target", "verdict") else "right", overflow="fold")
     for cells in zip(*(columns[name] for name in shown), strict=True):
