@@ -79,7 +79,7 @@ def apply(
     source = open_data(given) if given is not None else None
     io.check_writable(output, [*loaded.meta[io.FILES], *(source.files if source else ())])
     opened = begin(loaded, place, chosen, str(model))
-    pipeline = Pipeline(opened, place, feeds_for(opened, source, seed, str(model)))
+    pipeline = Pipeline(opened, place, feeds_for(opened, source, seed, str(model)), seed)
     for pass_ in chosen[len(opened.steps) :]:
         step = pipeline.run(pass_, strict=True)
         if on_step:

@@ -120,7 +120,7 @@ def optimize(
     notes = _advice(calibration, exam, eval_data is not None)
     try:
         feeds = feeds_for(opened, calibration, seed, str(model))
-        pipeline = Pipeline(opened, place, feeds)
+        pipeline = Pipeline(opened, place, feeds, seed)
     except Unverifiable as reason:
         size = io.save(loaded, output)
         return _unverified(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import PreconditionError
 from onnxscript.rewriter import MatchContext, RewriteRule, RewriteRuleSet
 
-__all__ = ["EXACT", "LOSSY", "Contract", "Pass", "PreconditionError", "Result", "Rewrite", "param"]
+from graphopt.runtime import Arrays
+
+__all__ = ["EXACT", "LOSSY", "Before", "Case", "Contract", "Pass", "PreconditionError", "Result", "Rewrite", "param"]
 
 FACT_PREFIX = "graphopt."
 """Metadata keys under which one pass leaves facts for another, on values, nodes or the model."""
@@ -38,6 +41,43 @@ EXACT = Contract("exact")
 LOSSY = Contract("lossy")
 
 
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One run that a model must pass.
+
+    Attributes:
+        feeds: arrays by input name.
+        expected: arrays by output name, all outputs of the model and no others.
+    """
+
+    feeds: Arrays
+    expected: Arrays
+
+
+class Before(Protocol):
+    """The model as it was before a pass that changed its inputs or outputs.
+
+    Attributes:
+        model: never to be changed.
+        feeds: inputs on which it runs, at several sizes where its axes are dynamic.
+        seed: of every random choice.
+    """
+
+    model: ir.Model
+    feeds: Sequence[Arrays]
+    seed: int
+
+    def run(self, feeds: Arrays, tensors: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        """Return its outputs by name, and the inner values of its main graph called `tensors`.
+
+        Raises:
+            ExecutionError: it does not run on these feeds.
+        """
+
+
+Cases = Callable[[Before], Sequence[Case]]
+
+
 @dataclasses.dataclass
 class Result(ir.passes.PassResult):
     """What a pass did.
@@ -45,10 +85,14 @@ class Result(ir.passes.PassResult):
     Attributes:
         report: a few JSON-ready facts worth telling, such as `{"folded": 3}`.
         skipped: `(node, reason)` for everything the pass looked at and left alone.
+        cases: set by a pass that changes the model's inputs or outputs, in name, number, order, type or size: what
+            the model must compute now, told by what it computed before. The pipeline runs these cases in place of
+            comparing equal inputs and outputs.
     """
 
     report: dict[str, Any] = dataclasses.field(default_factory=dict)
     skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    cases: Cases | None = None
 
 
 def param(default: Any, help: str, *, source: bool = False) -> Any:

@@ -16,10 +16,10 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import bisection, compare, inputs, invariants, io, runtime, spec
+from graphopt import bisection, compare, inputs, invariants, io, runtime, spec, tapping
 from graphopt.data import Data
 from graphopt.errors import UserError
-from graphopt.passbase import Pass, PreconditionError, Result
+from graphopt.passbase import Case, Pass, PreconditionError, Result
 from graphopt.runtime import Arrays, ExecutionError, Session
 from graphopt.target import Target
 
@@ -147,12 +147,31 @@ def feeds_for(start: Start, data: Data | None, seed: int, name: str) -> list[dic
 
 
 @dataclasses.dataclass(frozen=True)
+class _Before:
+    """The model before a pass (see `passbase.Before`)."""
+
+    model: ir.Model
+    feeds: Sequence[Arrays]
+    seed: int
+    target: Target
+    session: Session
+
+    def run(self, feeds: Arrays, tensors: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        if not tensors:
+            return self.session.run(feeds)
+        values = {v.name: v for v in (*self.model.graph.inputs, *self.model.graph.initializers.values())}
+        values |= {v.name: v for node in self.model.graph for v in node.outputs}
+        tapped = tapping.tap(self.model, [values[name] for name in tensors])
+        return runtime.open_session(tapped.model, self.target).run(feeds)
+
+
+@dataclasses.dataclass(frozen=True)
 class Mark:
     """A state of a pipeline: its model and session, and how many steps were recorded and kept."""
 
     model: ir.Model
     session: Session
-    expected: list[dict[str, np.ndarray]]
+    cases: list[Case]
     steps: int
     kept: int
 
@@ -168,24 +187,25 @@ class Pipeline:
         kept: specification strings of the kept passes, without outside sources.
     """
 
-    def __init__(self, start: Start, target: Target, feeds: Sequence[Arrays]) -> None:
+    def __init__(self, start: Start, target: Target, feeds: Sequence[Arrays], seed: int = 0) -> None:
         """Begin with a model that runs.
 
         Args:
             start: the model and its session.
             target: where candidates are verified.
             feeds: inputs on which candidates must compute what the model computes.
+            seed: of what passes that change inputs or outputs draw to be verified.
 
         Raises:
             Unverifiable: two runs on the same inputs differ.
         """
-        self.model, self.session, self.target, self._feeds = start.model, start.session, target, feeds
+        self.model, self.session, self.target, self._seed = start.model, start.session, target, seed
         self.steps: list[Step] = list(start.steps)
         self.kept: list[str] = [step.spec for step in start.steps]
         session = start.session
-        self._expected = [session.run(f) for f in feeds]
+        self._cases = [Case(f, session.run(f)) for f in feeds]
         again = session.run(feeds[0])
-        if compare.first_mismatch(self._expected[0], again, 0.0):
+        if compare.first_mismatch(self._cases[0].expected, again, 0.0):
             raise Unverifiable("the model is not deterministic: two runs on the same inputs differ")
         self._size = measure(start.model)
 
@@ -203,14 +223,17 @@ class Pipeline:
         start = time.perf_counter()
         candidate = _copy(self.model)
         session: Session | None = None
+        cases = self._cases
         result = Result(candidate, False)
         size = self._size
         try:
             result = pass_(candidate)  # type: ignore[assignment]
             if not result.modified:
                 status, reason = "skipped", "nothing to do"
+            elif result.cases is not None and judge is not None:
+                status, reason = "skipped", "it changes inputs or outputs, which are measured here; apply it before"
             else:
-                session, verdict = self._examine(pass_, candidate, result, judge)
+                session, cases, verdict = self._examine(pass_, candidate, result, judge)
                 status, reason = ("kept" if verdict.keep else "reverted"), verdict.reason
         except PreconditionError as refusal:
             if isinstance(refusal.__cause__, UserError):
@@ -243,18 +266,19 @@ class Pipeline:
             self.model, self.session, self._size = candidate, session, size
             self.kept.append(spec.render(pass_, sources=False))
             if pass_.contract.kind == "lossy":
-                self._expected = [session.run(f) for f in self._feeds]
+                cases = [Case(case.feeds, session.run(case.feeds)) for case in cases]
+            self._cases = cases
         self.steps.append(step)
         return step
 
     def mark(self) -> Mark:
         """Return a place to roll back to."""
-        return Mark(self.model, self.session, self._expected, len(self.steps), len(self.kept))
+        return Mark(self.model, self.session, self._cases, len(self.steps), len(self.kept))
 
     def rollback(self, mark: Mark, reason: str) -> None:
         """Undo everything since `mark`; the steps kept since then become reverted, for this reason."""
         self.model, self.session, self._size = mark.model, mark.session, measure(mark.model)
-        self._expected = mark.expected
+        self._cases = mark.cases
         del self.kept[mark.kept :]
         for index, step in enumerate(self.steps[mark.steps :], mark.steps):
             if step.status == "kept":
@@ -262,18 +286,29 @@ class Pipeline:
 
     def _examine(
         self, pass_: Pass, candidate: ir.Model, result: Result, judge: Judge | None
-    ) -> tuple[Session | None, Verdict]:
-        broken = invariants.violation(self.model, candidate)
+    ) -> tuple[Session | None, list[Case], Verdict]:
+        """Return the candidate's session, what it has to compute, and whether to keep it."""
+        cases = self._cases
+        broken = invariants.violation(self.model, candidate, interface=result.cases is None)
         if broken:
-            return None, Verdict(False, f"broke the graph: {broken}")
+            return None, cases, Verdict(False, f"broke the graph: {broken}")
+        if result.cases is not None:
+            feeds = [case.feeds for case in cases]
+            try:
+                cases = list(result.cases(_Before(self.model, feeds, self._seed, self.target, self.session)))
+            except ExecutionError as error:
+                return None, cases, Verdict(False, f"cannot be verified: the model before does not run: {error}")
+            if not cases:
+                return None, cases, Verdict(False, "cannot be verified: no inputs are known that it must run on")
         try:
             session = runtime.open_session(candidate, self.target)
-            actual = [session.run(f) for f in self._feeds]
+            actual = [session.run(case.feeds) for case in cases]
         except ExecutionError as error:
-            return None, Verdict(False, f"the result does not run: {error}")
-        wrong = self._wrong(pass_, candidate, actual)
-        if wrong:
-            return None, Verdict(False, wrong)
+            return None, cases, Verdict(False, f"the result does not run: {error}")
+        for case, got in zip(cases, actual, strict=True):
+            wrong = self._wrong(pass_, candidate, case, got, same_interface=result.cases is None)
+            if wrong:
+                return None, cases, Verdict(False, wrong)
         if type(pass_).audit is not Pass.audit:
             try:
                 optimized = runtime.find(self.target).optimized(candidate, self.target)
@@ -282,23 +317,19 @@ class Pipeline:
             if optimized is not None:
                 result.skipped.extend(pass_.audit(optimized))
         if judge is None or pass_.contract.kind == "exact":
-            return session, Verdict(True, "verified")
-        return session, judge(candidate, session)
+            return session, cases, Verdict(True, "verified")
+        return session, cases, judge(candidate, session)
 
-    def _wrong(self, pass_: Pass, candidate: ir.Model, actual: Sequence[Arrays]) -> str | None:
+    def _wrong(self, pass_: Pass, candidate: ir.Model, case: Case, got: Arrays, *, same_interface: bool) -> str | None:
         """Return how the candidate's outputs break the pass's contract, or None."""
         contract = pass_.contract
-        for feeds, expected, got in zip(self._feeds, self._expected, actual, strict=True):
-            if contract.kind == "exact":
-                reason = compare.first_mismatch(expected, got, contract.rtol)
-                if reason:
-                    node = bisection.first_divergence(self.model, candidate, feeds, self.target, contract.rtol)
-                    return f"changed the result: {reason}" + (f"; first at {node}" if node else "")
-            else:
-                reason = _destroyed(expected, got, contract.min_sqnr)
-                if reason:
-                    return reason
-        return None
+        if contract.kind == "lossy":
+            return _destroyed(case.expected, got, contract.min_sqnr)
+        reason = compare.first_mismatch(case.expected, got, contract.rtol)
+        if reason is None or not same_interface:
+            return reason and f"changed the result: {reason}"
+        node = bisection.first_divergence(self.model, candidate, case.feeds, self.target, contract.rtol)
+        return f"changed the result: {reason}" + (f"; first at {node}" if node else "")
 
 
 def _copy(model: ir.Model) -> ir.Model:

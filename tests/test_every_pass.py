@@ -182,7 +182,7 @@ def configured(name, pipe):
     """Return the pass with defaults, and with data where it asks for some."""
     pass_ = registry.find("pass", name)()
     if any(field.name == "data" and field.metadata.get("source") for field in dataclasses.fields(pass_)):
-        feeds = pipe._feeds[0]
+        feeds = pipe._cases[0].feeds
         samples = feeds and all(array.ndim for array in feeds.values())
         return dataclasses.replace(pass_, data=ArrayData("generated", feeds)) if samples else pass_
     return pass_

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphopt import scopes
+from graphopt import graphs, scopes
 from graphopt.passbase import Pass, Result
-from graphopt.passes.structural import _graphs
 
 _Kind = tuple[ir.DataType, tuple[int, ...]]
 _Key = tuple[_Kind, bytes]
@@ -41,9 +40,9 @@ class _Merger:
     def __init__(self, model: ir.Model) -> None:
         self.merged = self.bytes = 0
         self.skipped: list[tuple[str, str]] = []
-        self._names = _graphs.names(model)
+        self._names = graphs.names(model)
         self._kinds = Counter(
-            kind for graph in _graphs.graphs(model) for value in graph.initializers.values() if (kind := _kind(value))
+            kind for graph in graphs.every(model) for value in graph.initializers.values() if (kind := _kind(value))
         )
 
     def visit(self, graph: ir.Graph, outer: Mapping[_Key, ir.Value]) -> None:
@@ -54,22 +53,22 @@ class _Merger:
             if kind is None or self._kinds[kind] < 2:
                 continue
             assert value.const_value is not None
-            key = (kind, _graphs.digest(value.const_value))
+            key = (kind, graphs.digest(value.const_value))
             if key in seen:
                 self._merge(value, seen[key])
             else:
                 seen[key] = value
         for node in graph:
-            for subgraph in _graphs.subgraphs(node):
+            for subgraph in graphs.subgraphs(node):
                 self.visit(subgraph, seen)
 
     def _merge(self, value: ir.Value, kept: ir.Value) -> None:
-        if _graphs.ambiguous(value, kept, self._names):
+        if graphs.ambiguous(value, kept, self._names):
             reason = f"equals '{kept.name}', but several scopes use that name; run repair first"
             self.skipped.append((value.name or "", reason))
             return
         value.replace_all_uses_with(kept)
-        _graphs.discard(value)
+        graphs.discard(value)
         self.merged += 1
         self.bytes += value.const_value.nbytes if value.const_value is not None else 0
 

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphopt import scopes
+from graphopt import graphs, scopes
 from graphopt.passbase import Pass, Result
-from graphopt.passes.structural import _graphs
 
 _RANDOM = frozenset(
     {
@@ -64,13 +63,13 @@ class _Merger:
         self.merged = 0
         self.skipped: list[tuple[str, str]] = []
         self._functions = model.functions
-        self._names = _graphs.names(model)
+        self._names = graphs.names(model)
 
     def visit(self, graph: ir.Graph, outer: Mapping[_Key, ir.Node]) -> None:
         """Merge the nodes of a graph and its subgraphs into earlier ones and those of graphs around it."""
         seen = dict(outer)
         for node in list(graph):
-            for subgraph in _graphs.subgraphs(node):
+            for subgraph in graphs.subgraphs(node):
                 self.visit(subgraph, seen)
             key = self._key(node)
             if key is None:
@@ -80,29 +79,27 @@ class _Merger:
                 self._merge(node, earlier)
 
     def _merge(self, node: ir.Node, earlier: ir.Node) -> None:
-        pairs = [(v, kept) for v, kept in zip(node.outputs, earlier.outputs, strict=True) if _graphs.is_needed(v)]
+        pairs = [(v, kept) for v, kept in zip(node.outputs, earlier.outputs, strict=True) if graphs.is_needed(v)]
         if any(not kept.name for _, kept in pairs):
             return  # the earlier node leaves out an optional output that the later one has
-        clash = next((kept for v, kept in pairs if _graphs.ambiguous(v, kept, self._names)), None)
+        clash = next((kept for v, kept in pairs if graphs.ambiguous(v, kept, self._names)), None)
         if clash is not None:
-            reason = (
-                f"equals {_graphs.label(earlier)}, but several scopes use the name '{clash.name}'; run repair first"
-            )
-            self.skipped.append((_graphs.label(node), reason))
+            reason = f"equals {graphs.label(earlier)}, but several scopes use the name '{clash.name}'; run repair first"
+            self.skipped.append((graphs.label(node), reason))
             return
         for value, kept in pairs:
-            if _graphs.redirect(value, kept, self._names) is None:
+            if graphs.redirect(value, kept, self._names) is None:
                 continue
-            if _graphs.is_op(node, "Identity"):
+            if graphs.is_op(node, "Identity"):
                 return
-            _graphs.compute_by_identity(value, kept)
+            graphs.compute_by_identity(value, kept)
         assert node.graph is not None
         node.graph.remove(node, safe=True)
         self.merged += 1
 
     def _key(self, node: ir.Node) -> _Key | None:
         """Return what nodes that compute the same have in common, or None for one that must not be merged."""
-        if not self._is_pure(node) or any(_graphs.subgraphs(node)):
+        if not self._is_pure(node) or any(graphs.subgraphs(node)):
             return None
         attributes = [(name, _attribute_key(node.attributes[name])) for name in sorted(node.attributes)]
         if any(key is None for _, key in attributes):
@@ -124,7 +121,7 @@ def _attribute_key(attribute: ir.Attr) -> Hashable:
         return "parameter", attribute.ref_attr_name
     if attribute.type == ir.AttributeType.TENSOR:
         tensor = attribute.as_tensor()
-        return tensor.dtype, tuple(tensor.shape.numpy()), _graphs.digest(tensor)
+        return tensor.dtype, tuple(tensor.shape.numpy()), graphs.digest(tensor)
     if attribute.type in _PLAIN:
         return attribute.type, repr(attribute.value)  # tells 0.0 from -0.0
     return None

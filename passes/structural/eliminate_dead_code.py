@@ -16,9 +16,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
-from graphopt import io
+from graphopt import graphs, io
 from graphopt.passbase import Pass, Result
-from graphopt.passes.structural import _graphs
 
 _DEFAULT_DOMAIN = {"", "ai.onnx"}
 _REPORTED = ("nodes", "initializers", "functions", "opset_imports")
@@ -46,7 +45,7 @@ def _census(model: ir.Model) -> Counter[str]:
     count = Counter(functions=len(model.functions), opset_imports=len(model.opset_imports))
     for function in model.functions.values():
         count["opset_imports"] += len(function.opset_imports)
-    for graph in _graphs.graphs(model):
+    for graph in graphs.every(model):
         count["initializers"] += len(graph.initializers)
     for node in io.nodes(model):
         count["nodes"] += 1
@@ -59,17 +58,17 @@ def _census(model: ir.Model) -> Counter[str]:
 def _forget_removed_users(model: ir.Model) -> None:
     """Detach the nodes that use a value of this model without being part of it."""
     present = set(io.nodes(model))
-    for graph in _graphs.graphs(model):
-        for value in list(_graphs.definitions(graph)):
+    for graph in graphs.every(model):
+        for value in list(graphs.definitions(graph)):
             for user in value.consumers():
                 if user not in present:
-                    _graphs.detach(user)
+                    graphs.detach(user)
 
 
 def _remove_initializers(model: ir.Model) -> None:
-    for graph in _graphs.graphs(model):
+    for graph in graphs.every(model):
         for value in list(graph.initializers.values()):
-            _graphs.discard(value)
+            graphs.discard(value)
 
 
 def _remove_imports(model: ir.Model) -> None:

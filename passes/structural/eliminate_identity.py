@@ -19,9 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import scopes
+from graphopt import graphs, inference, scopes
 from graphopt.passbase import Pass, Result
-from graphopt.passes.structural import _graphs, _inference
 
 _UNBOUNDED = 2**31 - 1
 """Slices that end here or later run to the end of the axis, whatever its size."""
@@ -33,8 +32,8 @@ class EliminateIdentity(Pass):
 
     def call(self, model: ir.Model) -> Result:
         """Remove them in place; the report counts them by operator."""
-        shapes = _inference.infer(model)
-        names = _graphs.names(model)
+        shapes = inference.infer(model)
+        names = graphs.names(model)
         removed: dict[str, int] = {}
         skipped: list[tuple[str, str]] = []
         for owner in scopes.roots(model):
@@ -42,15 +41,15 @@ class EliminateIdentity(Pass):
                 source = _unchanged(_Site(node, owner.opset_imports.get("", 0), shapes))
                 if source is None:
                     continue
-                reason = _graphs.redirect(node.outputs[0], source, names)
+                reason = graphs.redirect(node.outputs[0], source, names)
                 if reason:
-                    skipped.append((_graphs.label(node), reason))
+                    skipped.append((graphs.label(node), reason))
                     continue
                 parameters = {value for value in node.inputs if value is not None and value is not source}
                 assert node.graph is not None
                 node.graph.remove(node, safe=True)
                 for value in parameters:
-                    _graphs.discard(value)
+                    graphs.discard(value)
                 removed[node.op_type] = removed.get(node.op_type, 0) + 1
         return Result(model, bool(removed), removed, skipped)
 
@@ -58,7 +57,7 @@ class EliminateIdentity(Pass):
 class _Site:
     """A node and what is known about its surroundings."""
 
-    def __init__(self, node: ir.Node, opset: int, shapes: Mapping[ir.Value, _inference.Known]) -> None:
+    def __init__(self, node: ir.Node, opset: int, shapes: Mapping[ir.Value, inference.Known]) -> None:
         self.node, self.opset, self._shapes = node, opset, shapes
 
     def input(self, index: int) -> ir.Value | None:
@@ -67,14 +66,14 @@ class _Site:
 
     def constant(self, index: int) -> np.ndarray | None:
         """Return the elements of a constant input."""
-        return _graphs.array(self.input(index))
+        return graphs.array(self.input(index))
 
     def ints(self, index: int, name: str, since: int) -> list[int] | None:
         """Return constant integers that are input `index` from opset `since` on, and attribute `name` before."""
         if self.opset >= since:
             found = self.constant(index)
             return None if found is None else [int(i) for i in found.ravel()]
-        attribute = _graphs.attribute(self.node, name)
+        attribute = graphs.attribute(self.node, name)
         return None if attribute is None else [int(i) for i in attribute.as_ints()]
 
     def integer(self, name: str, default: int) -> int | None:
@@ -104,9 +103,9 @@ def _unchanged(site: _Site) -> ir.Value | None:
     """Return the input that the node passes on unchanged as its only needed output, or None."""
     node = site.node
     rule = _RULES.get(node.op_type)
-    if rule is None or node.domain or _graphs.has_parameters(node) or not node.outputs:
+    if rule is None or node.domain or graphs.has_parameters(node) or not node.outputs:
         return None
-    if any(map(_graphs.is_needed, node.outputs[1:])):
+    if any(map(graphs.is_needed, node.outputs[1:])):
         return None
     index = rule(site)
     return None if index is None else site.input(index)
@@ -150,7 +149,7 @@ def _reshape(site: _Site) -> bool:
 
 def _is_shape_of(shape: ir.Value | None, value: ir.Value | None) -> bool:
     node = shape.producer() if shape is not None else None
-    return node is not None and _graphs.is_op(node, "Shape") and not node.attributes and node.inputs[0] is value
+    return node is not None and graphs.is_op(node, "Shape") and not node.attributes and node.inputs[0] is value
 
 
 def _flatten(site: _Site) -> bool:

@@ -32,8 +32,8 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter import MatchContext
 
+from graphopt import graphs, inference
 from graphopt.passbase import FACT_PREFIX, Rewrite
-from graphopt.passes.structural import _graphs, _inference
 
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
 _FIRST_OPSET = 7
@@ -83,7 +83,7 @@ class FoldBatchnorm(Rewrite):
         for index, parameter in enumerate(node.inputs[1:], 1):
             node.replace_input_with(index, None)
             if parameter is not None:
-                _graphs.discard(parameter)
+                graphs.discard(parameter)
         return result
 
 
@@ -109,10 +109,10 @@ class _Plan:
 def _plan(node: ir.Node, model: ir.Model) -> _Plan:
     scale, shift, mean = _affine(node, model.opset_imports.get("", 0))
     last = _only_source(node.inputs[0], node)
-    addition, linear = (last, _added(last)) if _graphs.is_op(last, "Add") else (None, last)
-    if not _graphs.is_op(linear, *_LINEAR) or len(linear.inputs) < 2:
+    addition, linear = (last, _added(last)) if graphs.is_op(last, "Add") else (None, last)
+    if not graphs.is_op(linear, *_LINEAR) or len(linear.inputs) < 2:
         raise _Refused(f"it follows {linear.op_type}, not {', '.join(_LINEAR)}")
-    if _graphs.has_parameters(linear):
+    if graphs.has_parameters(linear):
         raise _Refused(f"the caller of its function sets attributes of {linear.op_type} before it")
     weights = _weights(linear)
     dtype = weights.dtype
@@ -121,7 +121,7 @@ def _plan(node: ir.Node, model: ir.Model) -> _Plan:
     changes = [(linear, 1, _rounded(_double(weights) * _spread(scale, linear, weights.shape, rank), dtype))]
     own = _own_constant(linear)
     if addition is not None:
-        index = 1 if _graphs.constant(addition.inputs[1]) is not None else 0
+        index = 1 if graphs.constant(addition.inputs[1]) is not None else 0
         addend = _double(_array(addition.inputs[index], "addend"))
         folded = scale.reshape(channels) * (addend - mean.reshape(channels)) + shift.reshape(channels)
         if addend.ndim > rank or folded.size > max(addend.size, scale.size):
@@ -143,7 +143,7 @@ def _affine(node: ir.Node, opset: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     """Return what the node computes per channel as (scale, shift, mean): scale * (x - mean) + shift."""
     if opset < _FIRST_OPSET:
         raise _Refused(f"opset {opset} is below {_FIRST_OPSET}")
-    if _graphs.has_parameters(node):
+    if graphs.has_parameters(node):
         raise _Refused("the caller of its function sets some of its attributes")
     if node.attributes.get_int("training_mode", 0) or any(value.name for value in node.outputs[1:]):
         raise _Refused("it runs in training mode")
@@ -168,13 +168,13 @@ def _only_source(value: ir.Value | None, user: ir.Node) -> ir.Node:
         raise _Refused(f"'{value.name}' before it is a graph output")
     others = [node for node in value.consumers() if node is not user]
     if others:
-        raise _Refused(f"{_graphs.label(others[0])} uses '{value.name}' before it")
+        raise _Refused(f"{graphs.label(others[0])} uses '{value.name}' before it")
     return source
 
 
 def _added(addition: ir.Node) -> ir.Node:
     """Return the node to whose output an Add adds a constant."""
-    terms = [value for value in addition.inputs if _graphs.constant(value) is None]
+    terms = [value for value in addition.inputs if graphs.constant(value) is None]
     if len(terms) != 1:
         raise _Refused("it follows an Add of two values that vary")
     return _only_source(terms[0], addition)
@@ -218,15 +218,15 @@ def _spread(scale: np.ndarray, linear: ir.Node, shape: tuple[int, ...], rank: in
 def _rank(node: ir.Node, model: ir.Model) -> int:
     value = node.inputs[0]
     assert value is not None
-    known = _inference.infer(model).get(value)
-    dims = (known.dims() if known else None) or _inference.dims(value.shape)
+    known = inference.infer(model).get(value)
+    dims = (known.dims() if known else None) or inference.dims(value.shape)
     if dims is None:
         raise _Refused("the rank of MatMul before it is unknown, so its channel axis is too; run infer-shapes first")
     return len(dims)
 
 
 def _array(value: ir.Value | None, name: str, whose: str = "") -> np.ndarray:
-    tensor = _graphs.constant(value)
+    tensor = graphs.constant(value)
     if tensor is None:
         overridable = value is not None and value.is_initializer()
         raise _Refused(
@@ -260,10 +260,10 @@ def _set_constant(op: Any, node: ir.Node, index: int, array: np.ndarray) -> None
     name = f"{base.name}_{'bias' if old is None else 'folded'}"
     node.replace_input_with(index, op.initializer(ir.tensor(array), _free_name(node, name)))
     if old is not None:
-        _graphs.discard(old)
+        graphs.discard(old)
 
 
 def _free_name(node: ir.Node, name: str) -> str:
     """Return a name that no initializer of the node's graph has; the rewriter sees to other clashes."""
     assert node.graph is not None
-    return _graphs.fresh(name, Counter(list(node.graph.initializers)))
+    return graphs.fresh(name, Counter(list(node.graph.initializers)))

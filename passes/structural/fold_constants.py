@@ -25,9 +25,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import io, scopes
+from graphopt import graphs, inference, io, scopes
 from graphopt.passbase import FACT_PREFIX, Pass, Result, param
-from graphopt.passes.structural import _graphs, _inference
 from graphopt.passes.structural._evaluator import OPERATORS, Call, Refused
 
 _QUANTIZATION = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
@@ -74,20 +73,20 @@ class _Folder:
         self.registered = False
         self._model, self._max_growth = model, max_growth
         self._bodies = {function.graph for function in model.functions.values()}
-        self._names = _graphs.names(model)
+        self._names = graphs.names(model)
         self._refused: dict[ir.Node, str] = {}
         self._partial: dict[ir.Value, np.ndarray] = {}
 
     def rows(self) -> list[tuple[str, str]]:
         """Return why nodes with constant inputs stay."""
         present = set(io.nodes(self._model))
-        return [(_graphs.label(node), reason) for node, reason in self._refused.items() if node in present]
+        return [(graphs.label(node), reason) for node, reason in self._refused.items() if node in present]
 
     def lift(self) -> None:
         """Turn Constant nodes into initializers, except those that compute a graph output."""
-        for graph in _graphs.graphs(self._model):
+        for graph in graphs.every(self._model):
             for node in () if graph in self._bodies else list(graph):
-                tensor = _graphs.constant(node.outputs[0]) if _graphs.is_op(node, "Constant") else None
+                tensor = graphs.constant(node.outputs[0]) if graphs.is_op(node, "Constant") else None
                 if tensor is not None and not node.outputs[0].is_graph_output():
                     self._bind(node.outputs[0], tensor)
                     graph.remove(node, safe=True)
@@ -96,7 +95,7 @@ class _Folder:
     def fold(self) -> bool:
         """Fold every node that can be; return whether there was one."""
         before = self.count["folded"]
-        self._shapes = _inference.infer(self._model)
+        self._shapes = inference.infer(self._model)
         self._partial.clear()
         opset = self._model.opset_imports.get("")
         for owner in scopes.roots(self._model):
@@ -110,10 +109,10 @@ class _Folder:
     def take_branch(self) -> bool:
         """Replace one If whose condition is constant by its branch; return whether there was one."""
         for node in self._model.graph.all_nodes():
-            condition = _graphs.array(node.inputs[0]) if _graphs.is_op(node, "If") and node.inputs else None
+            condition = graphs.array(node.inputs[0]) if graphs.is_op(node, "If") and node.inputs else None
             if condition is None or condition.size != 1:
                 continue
-            branch = _graphs.attribute(node, "then_branch" if condition.item() else "else_branch")
+            branch = graphs.attribute(node, "then_branch" if condition.item() else "else_branch")
             if branch is not None:
                 self._inline(node, branch.as_graph())
                 self.count["branches"] += 1
@@ -121,7 +120,7 @@ class _Folder:
         return False
 
     def _visit(self, node: ir.Node, opsets: dict[str, int]) -> None:
-        if not node.inputs or _graphs.is_op(node, "Constant") or any(_graphs.subgraphs(node)):
+        if not node.inputs or graphs.is_op(node, "Constant") or any(graphs.subgraphs(node)):
             return
         try:
             results = self._size(node) or self._results(node, opsets)
@@ -133,7 +132,7 @@ class _Folder:
 
     def _size(self, node: ir.Node) -> list[np.ndarray | None] | None:
         """Evaluate Shape and Size from a proven shape; remember a shape known in part."""
-        if not _graphs.is_op(node, "Shape", "Size") or _graphs.has_parameters(node) or node.inputs[0] is None:
+        if not graphs.is_op(node, "Shape", "Size") or graphs.has_parameters(node) or node.inputs[0] is None:
             return None
         known = self._shapes.get(node.inputs[0])
         dims = known.dims() if known else None
@@ -153,11 +152,11 @@ class _Folder:
             if value in self._partial and (i == 0 or node.op_type == "Concat")
         }
         others = [value for value in node.inputs if value is not None and value not in marked]
-        tensors = {value: _graphs.constant(value) for value in others}
+        tensors = {value: graphs.constant(value) for value in others}
         if any(tensor is None for tensor in tensors.values()):
             return None
         if marked:
-            if not _graphs.is_op(node, *_MOVERS):
+            if not graphs.is_op(node, *_MOVERS):
                 return None
             tensors |= {value: ir.tensor(self._partial[value]) for value in marked}
         _check_foldable(node, list(tensors.values()), self._model.functions)
@@ -176,7 +175,7 @@ class _Folder:
 
     def _check_growth(self, node: ir.Node, nbytes: int | None) -> int:
         freed = {value for value in node.inputs if value is not None and value.consumers() == (node,)}
-        tensors = [_graphs.constant(value) for value in freed if not value.is_graph_output()]
+        tensors = [graphs.constant(value) for value in freed if not value.is_graph_output()]
         growth = (nbytes or 0) - sum(tensor.nbytes for tensor in tensors if tensor is not None)
         if growth > self._max_growth:
             raise Refused(f"folding it would enlarge the model by {growth} bytes, over max_growth={self._max_growth}")
@@ -191,7 +190,7 @@ class _Folder:
         assert node.graph is not None
         node.graph.remove(node, safe=True)
         for value in inputs:
-            _graphs.discard(value)
+            graphs.discard(value)
 
     def _bind(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:
         """Let a constant take the place of a node output: an initializer wherever one may stand."""
@@ -219,12 +218,12 @@ class _Folder:
     def _inline(self, node: ir.Node, taken: ir.Graph) -> None:
         graph = node.graph
         assert graph is not None
-        for other in set(_graphs.subgraphs(node)) - {taken}:
+        for other in set(graphs.subgraphs(node)) - {taken}:
             for inner in other:
-                _graphs.detach(inner)
-        for value in list(_graphs.definitions(taken)):
+                graphs.detach(inner)
+        for value in list(graphs.definitions(taken)):
             if self._names[value.name or ""] > 1:
-                value.name = _graphs.fresh(value.name or "", self._names)
+                value.name = graphs.fresh(value.name or "", self._names)
         outputs, nodes = list(taken.outputs), list(taken)
         taken.outputs.clear()
         taken.remove(nodes)
@@ -233,15 +232,15 @@ class _Folder:
             graph.register_initializer(value)
         node_names = Counter(other.name or "" for other in graph)
         for inner in nodes:
-            inner.name = _graphs.fresh(inner.name or "", node_names) if inner.name else inner.name
+            inner.name = graphs.fresh(inner.name or "", node_names) if inner.name else inner.name
         graph.insert_before(node, nodes)
         for value, source in zip(node.outputs, outputs, strict=True):
-            if _graphs.redirect(value, source, self._names):
-                _graphs.compute_by_identity(value, source)
+            if graphs.redirect(value, source, self._names):
+                graphs.compute_by_identity(value, source)
         condition = node.inputs[0]
         graph.remove(node, safe=True)
         if condition is not None:
-            _graphs.discard(condition)
+            graphs.discard(condition)
 
 
 def _check_foldable(
@@ -251,9 +250,9 @@ def _check_foldable(
         raise Refused("it tells the runtime to compute in integers")
     if node.op_type in _RANDOM:
         raise Refused("it draws random numbers")
-    if _graphs.has_parameters(node):
+    if graphs.has_parameters(node):
         raise Refused("the caller of its function sets some of its attributes")
-    if not _graphs.is_op(node, *OPERATORS) or node.op_identifier() in functions:
+    if not graphs.is_op(node, *OPERATORS) or node.op_identifier() in functions:
         raise Refused(f"no evaluator is known to compute {node.op_type} like ONNX Runtime")
     if any(tensor is not None and tensor.dtype == ir.DataType.STRING for tensor in tensors):
         raise Refused("text is not folded")

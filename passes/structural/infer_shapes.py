@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from graphopt import inference
 from graphopt.passbase import Pass, Result
-from graphopt.passes.structural import _inference
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,17 @@ class InferShapes(Pass):
     def call(self, model: ir.Model) -> Result:
         """Annotate in place; the report counts the values that gained or changed information."""
         count = corrected = 0
-        for value, known in _inference.infer(model).items():
+        for value, known in inference.infer(model).items():
             if value.producer() is None:
                 continue
-            declared = _inference.dims(value.shape)
+            declared = inference.dims(value.shape)
             if value.is_graph_output():
                 shape = value.shape if value.shape is not None else known.shape
                 type_ = value.type or known.type
             else:
                 shape, type_ = known.refines(value.shape), known.type or value.type
                 corrected += known.contradicts(value.shape)
-            if _inference.dims(shape) != declared or type_ != value.type:
+            if inference.dims(shape) != declared or type_ != value.type:
                 value.shape, value.type = shape, type_
                 count += 1
         return Result(model, bool(count), {"values": count, "corrected": corrected})

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from graphopt import graphs
 from graphopt.passbase import Pass, Result
-from graphopt.passes.structural import _graphs
 
 _BOUNDS_ARE_INPUTS = 10
 """Opset since which starts, ends, axes and steps are inputs."""
@@ -27,15 +27,15 @@ class MergeSlices(Pass):
         """Merge in place, from the inputs on, so that longer chains become one."""
         merged, skipped = 0, []
         bodies = {function.graph for function in model.functions.values()}
-        taken = _graphs.names(model)
-        for graph in _graphs.graphs(model):
+        taken = graphs.names(model)
+        for graph in graphs.every(model):
             for node in list(graph):
-                first = node.inputs[0].producer() if _graphs.is_op(node, "Slice") and node.inputs[0] else None
-                if first is None or not _graphs.is_op(first, "Slice") or first.graph is not graph:
+                first = node.inputs[0].producer() if graphs.is_op(node, "Slice") and node.inputs[0] else None
+                if first is None or not graphs.is_op(first, "Slice") or first.graph is not graph:
                     continue
                 reason = _obstacle(first, node) or _merge(first, node, taken, in_function=graph in bodies)
                 if reason:
-                    skipped.append((_graphs.label(node), reason))
+                    skipped.append((graphs.label(node), reason))
                 else:
                     merged += 1
         return Result(model, bool(merged), {"merged": merged}, skipped)
@@ -70,7 +70,7 @@ def _merge(first: ir.Node, second: ir.Node, taken: Counter[str], *, in_function:
     second.replace_input_with(0, source)
     second.resize_inputs(5)
     for index, parts in enumerate(zip(one, two, strict=True), 1):
-        name = _graphs.fresh(f"{second.outputs[0].name}_{('starts', 'ends', 'axes', 'steps')[index - 1]}", taken)
+        name = graphs.fresh(f"{second.outputs[0].name}_{('starts', 'ends', 'axes', 'steps')[index - 1]}", taken)
         tensor = ir.tensor(np.concatenate(parts), name=name)
         if in_function:
             constant = ir.node("Constant", [], {"value": tensor})
@@ -89,7 +89,7 @@ def _merge(first: ir.Node, second: ir.Node, taken: Counter[str], *, in_function:
 
 def _bounds(node: ir.Node, rank: int | None) -> list[np.ndarray] | None:
     """Return starts, ends, axes and steps as int64 [axes] each, axes counted from the front; None if unknown."""
-    given = [_graphs.array(value) if value is not None else None for value in node.inputs[1:]]
+    given = [graphs.array(value) if value is not None else None for value in node.inputs[1:]]
     given += [None] * (4 - len(given))
     starts, ends, axes, steps = given
     if starts is None or ends is None:

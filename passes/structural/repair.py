@@ -27,9 +27,8 @@ from dataclasses import dataclass
 import onnx
 import onnx_ir as ir
 
-from graphopt import io, scopes
+from graphopt import graphs, inference, io, scopes
 from graphopt.passbase import Pass, Result
-from graphopt.passes.structural import _graphs, _inference
 
 _FIRST_WITH_OPSETS = 3
 """First IR version in which a model names its operator sets."""
@@ -60,7 +59,7 @@ class Repair(Pass):
 
 
 def _give_subgraphs_their_outputs(model: ir.Model) -> int:
-    taken = _graphs.names(model)
+    taken = graphs.names(model)
     return sum(
         _give_outputs(subgraph, _by_name(graph), taken)
         for graph in scopes.roots(model)
@@ -74,7 +73,7 @@ def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
 
     Those of other operators, such as ONNX Runtime's BeamSearch, may be matched by name.
     """
-    return _graphs.subgraphs(node) if node.domain == "" else iter(())
+    return graphs.subgraphs(node) if node.domain == "" else iter(())
 
 
 def _give_outputs(graph: ir.Graph, outer: dict[str | None, ir.Value], taken: Counter[str]) -> int:
@@ -86,7 +85,7 @@ def _give_outputs(graph: ir.Graph, outer: dict[str | None, ir.Value], taken: Cou
             continue
         copy = ir.node("Identity", [source])
         value = copy.outputs[0]
-        value.name, value.type, value.shape = _graphs.fresh(f"{output.name}_out", taken), output.type, output.shape
+        value.name, value.type, value.shape = graphs.fresh(f"{output.name}_out", taken), output.type, output.shape
         graph.append(copy)
         graph.outputs[index] = value
         count += 1
@@ -97,32 +96,32 @@ def _give_outputs(graph: ir.Graph, outer: dict[str | None, ir.Value], taken: Cou
 
 
 def _by_name(graph: ir.Graph) -> dict[str | None, ir.Value]:
-    return {value.name: value for value in _graphs.definitions(graph)}
+    return {value.name: value for value in graphs.definitions(graph)}
 
 
 def _sort(model: ir.Model, skipped: list[tuple[str, str]]) -> int:
-    graphs = list(_graphs.graphs(model))
-    before = [list(graph) for graph in graphs]
+    found = list(graphs.every(model))
+    before = [list(graph) for graph in found]
     for owner in scopes.roots(model):
         try:
             owner.sort()
         except ValueError as error:
             skipped.append((owner.name or "graph", f"cannot be sorted: {error}"))
-    return sum(list(graph) != nodes for graph, nodes in zip(graphs, before, strict=True))
+    return sum(list(graph) != nodes for graph, nodes in zip(found, before, strict=True))
 
 
 def _rename_shadows(model: ir.Model) -> int:
-    taken = _graphs.names(model)
+    taken = graphs.names(model)
     return sum(_rename_inside(graph, set(), taken) for graph in scopes.roots(model))
 
 
 def _rename_inside(graph: ir.Graph, outer: set[str | None], taken: Counter[str]) -> int:
     count = 0
-    for value in list(_graphs.definitions(graph)):
+    for value in list(graphs.definitions(graph)):
         if value.name in outer:
-            value.name = _graphs.fresh(f"{value.name}_inner", taken)
+            value.name = graphs.fresh(f"{value.name}_inner", taken)
             count += 1
-    visible = outer | {value.name for value in _graphs.definitions(graph)}
+    visible = outer | {value.name for value in graphs.definitions(graph)}
     for node in graph:
         for subgraph in _bodies(node):
             count += _rename_inside(subgraph, visible, taken)
@@ -131,12 +130,12 @@ def _rename_inside(graph: ir.Graph, outer: set[str | None], taken: Counter[str])
 
 def _rename_nodes(model: ir.Model) -> int:
     count = 0
-    for graph in _graphs.graphs(model):
+    for graph in graphs.every(model):
         taken = Counter({node.name: 1 for node in graph if node.name})
         seen: set[str] = set()
         for node in graph:
             if node.name and node.name in seen:
-                node.name = _graphs.fresh(node.name, taken)
+                node.name = graphs.fresh(node.name, taken)
                 count += 1
             seen.add(node.name or "")
     return count
@@ -189,15 +188,15 @@ def _raise_ir_version(model: ir.Model) -> int:
 
 def _correct_types(model: ir.Model) -> int:
     count = 0
-    for graph in _graphs.graphs(model):
+    for graph in graphs.every(model):
         for value in graph.initializers.values():
             tensor = value.const_value
             if tensor is None or value.is_graph_input():
                 continue
-            if value.dtype != tensor.dtype or _inference.dims(value.shape) != tuple(tensor.shape.numpy()):
+            if value.dtype != tensor.dtype or inference.dims(value.shape) != tuple(tensor.shape.numpy()):
                 value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
                 count += 1
-    for value, known in _inference.infer(model).items():
+    for value, known in inference.infer(model).items():
         wrong_type = None not in (value.type, known.type) and value.type != known.type
         wrong_shape = known.contradicts(value.shape) and value not in model.graph.outputs
         if wrong_type:

@@ -13,8 +13,8 @@ from typing import Protocol
 
 import onnx_ir as ir
 
+from graphopt import graphs
 from graphopt.passbase import FACT_PREFIX, Pass, Result
-from graphopt.passes.structural import _graphs
 
 
 class _Documented(Protocol):
@@ -31,8 +31,8 @@ class StripMetadata(Pass):
     def call(self, model: ir.Model) -> Result:
         """Strip the model in place; the report counts documentation strings and metadata entries."""
         docs = entries = 0
-        for graph in _graphs.graphs(model):
-            things: list[_Documented] = [graph, *_graphs.definitions(graph), *graph]
+        for graph in graphs.every(model):
+            things: list[_Documented] = [graph, *graphs.definitions(graph), *graph]
             for thing in things:
                 docs += bool(thing.doc_string)
                 thing.doc_string = None

@@ -13,7 +13,7 @@ from graphopt import scopes
 from graphopt.passbase import FACT_PREFIX
 
 
-def graphs(model: ir.Model) -> Iterator[ir.Graph]:
+def every(model: ir.Model) -> Iterator[ir.Graph]:
     """Yield every graph: the main one, control-flow subgraphs, function bodies; outer before inner."""
     for root in scopes.roots(model):
         yield root
@@ -36,7 +36,7 @@ def definitions(graph: ir.Graph) -> Iterator[ir.Value]:
 
 def names(model: ir.Model) -> Counter[str]:
     """Count how many values bear each name, over all scopes."""
-    return Counter(value.name or "" for graph in graphs(model) for value in definitions(graph))
+    return Counter(value.name or "" for graph in every(model) for value in definitions(graph))
 
 
 def fresh(name: str, taken: Counter[str]) -> str:

@@ -7,7 +7,7 @@ import dataclasses
 import onnx
 import onnx_ir as ir
 
-from graphopt.passes.structural import _graphs
+from graphopt import graphs
 
 _SHOWN = 128
 """Initializers of at most this many elements are shown to inference, which may read shapes out of them."""
@@ -68,7 +68,7 @@ def infer(model: ir.Model) -> dict[ir.Value, Known]:
     inference fails as a whole, inputs and initializers are all that is known.
     """
     known = {value: Known(value.type, value.shape) for value in model.graph.inputs}
-    for graph in _graphs.graphs(model):
+    for graph in graphs.every(model):
         for value in graph.initializers.values():
             if value.const_value is not None and not value.is_graph_input():
                 tensor = value.const_value
@@ -98,7 +98,7 @@ def _without_weights_and_declarations(model: ir.Model) -> ir.Model:
                 value.const_value = _outline(value.const_value)
                 value.type = value.shape = None  # the tensor has its own
         for node in graph:
-            tensor = _graphs.attribute(node, "value") if _graphs.is_op(node, "Constant") else None
+            tensor = graphs.attribute(node, "value") if graphs.is_op(node, "Constant") else None
             if tensor is not None and tensor.type == ir.AttributeType.TENSOR:
                 node.attributes.add(ir.AttrTensor("value", _outline(tensor.as_tensor())))
             for value in node.outputs:

@@ -1,0 +1,1 @@
+"""Passes that join operators into the ones that a target has kernels for."""
