@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from graphopt.io import load, save
     from graphopt.optimizer import optimize
     from graphopt.profiling import profile
+    from graphopt.splitting import split
     from graphopt.validation import validate
 
-__all__ = ["apply", "benchmark", "bisect", "diff", "export", "load", "optimize", "profile", "save", "validate"]
+__all__ = ["apply", "benchmark", "bisect", "diff", "export", "load", "optimize", "profile", "save", "split", "validate"]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -29,6 +30,7 @@ _HOMES = {
     "optimize": "optimizer",
     "profile": "profiling",
     "save": "io",
+    "split": "splitting",
     "validate": "validation",
 }
 """The module of each public function. None is called like its function: importing it would shadow the function."""

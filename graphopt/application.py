@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +14,9 @@ from graphopt.passbase import Pass
 from graphopt.pipeline import Pipeline, Step, begin, feeds_for
 from graphopt.target import Target
 from graphopt.target import find as find_target
+
+_DATA = "data"
+"""The field of a pass that takes a data set; any other outside source is a model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +80,9 @@ def apply(
     loaded = io.load(model)
     given = data if data is not None else _calibration(chosen)
     source = open_data(given) if given is not None else None
-    io.check_writable(output, [*loaded.meta[io.FILES], *(source.files if source else ())])
+    others = _other_models(chosen)
+    files = [file for found in others.values() for file in found]
+    io.check_writable(output, [*loaded.meta[io.FILES], *files, *(source.files if source else ())])
     opened = begin(loaded, place, chosen, str(model))
     pipeline = Pipeline(opened, place, feeds_for(opened, source, seed, str(model)), seed)
     for pass_ in chosen[len(opened.steps) :]:
@@ -90,7 +95,9 @@ def apply(
     size = io.file_bytes(loaded)
     sizes = (size, size)
     if met:
-        hashes = {"model": io.sha256(loaded.meta[io.FILES])}
+        hashes = {"model": io.sha256(loaded.meta[io.FILES])} | {
+            role: io.sha256(files) for role, files in others.items()
+        }
         pipeline.model.metadata_props[io.PROVENANCE] = io.provenance(pipeline.kept, hashes, seed)
         sizes = (size, io.save(pipeline.model, output))
     nodes = sum(1 for _ in io.nodes(loaded)), sum(1 for _ in io.nodes(pipeline.model))
@@ -100,8 +107,21 @@ def apply(
 
 def _calibration(passes: Sequence[Pass]) -> Any:
     """Return the data that one of the passes is given, or None."""
+    return next((value for _, name, value in _sources(passes) if name == _DATA), None)
+
+
+def _other_models(passes: Sequence[Pass]) -> dict[str, list[Path]]:
+    """Return the files of models that passes are given besides the one they change, by `pass.field`."""
+    found: dict[str, list[Path]] = {}
+    for pass_, name, value in _sources(passes):
+        if name != _DATA:
+            found.setdefault(f"{pass_.pass_name()}.{name}", []).extend(io.load(value).meta[io.FILES])
+    return found
+
+
+def _sources(passes: Sequence[Pass]) -> Iterator[tuple[Pass, str, Any]]:
+    """Yield the outside sources that passes are given: `(pass, field, value)`."""
     for pass_ in passes:
         for field in dataclasses.fields(cast(Any, pass_)):
             if field.metadata.get("source") and getattr(pass_, field.name) != field.default:
-                return getattr(pass_, field.name)
-    return None
+                yield pass_, field.name, getattr(pass_, field.name)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt import scopes
 from graphopt.passbase import FACT_PREFIX
+
+_ANNOTATION = "quant_parameter_tensor_names"
+"""Key of `Value.meta` under which onnx_ir keeps a quantization annotation: names of tensors by role."""
 
 
 def every(model: ir.Model) -> Iterator[ir.Graph]:
@@ -37,6 +40,17 @@ def definitions(graph: ir.Graph) -> Iterator[ir.Value]:
 def names(model: ir.Model) -> Counter[str]:
     """Count how many values bear each name, over all scopes."""
     return Counter(value.name or "" for graph in every(model) for value in definitions(graph))
+
+
+def rename(model: ir.Model, new: Mapping[ir.Value, str]) -> None:
+    """Rename values, also where quantization annotations call them by name; swaps and cycles are fine."""
+    for graph in every(model):
+        own = {value.name: new[value] for value in definitions(graph) if value in new}
+        for value in definitions(graph):
+            annotation = value.meta.get(_ANNOTATION)
+            if annotation:
+                value.meta[_ANNOTATION] = {role: own.get(name, name) for role, name in annotation.items()}
+    ir.convenience.rename_values(list(new), list(new.values()))
 
 
 def fresh(name: str, taken: Counter[str]) -> str:

@@ -1,22 +1,44 @@
-"""Types and shapes that follow from the operators and the graph inputs alone, whatever the file declares."""
+"""Types, shapes and small integers that follow from the operators and the graph inputs alone, whatever the file declares.
+
+onnx-shape-inference works out sizes as expressions of the inputs' axes ("2*batch"). Where it does not know an operator, or
+might be misled (the body of a Loop may change the shape of what it carries), ONNX's own inference is asked instead.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import logging
 
 import onnx
 import onnx_ir as ir
+import onnx_shape_inference
 
-from graphopt import graphs
+from graphopt import graphs, io
 
 _SHOWN = 128
 """Initializers of at most this many elements are shown to inference, which may read shapes out of them."""
 
 
-_FAILURES = (onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError, KeyError)
+_FAILURES = (
+    onnx.shape_inference.InferenceError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    IndexError,
+)
 """What is raised for unsorted models, missing imports and malformed attributes."""
 _LONG = 1 << 16
 """Vectors longer than this are no shapes."""
+_ENDLESS = (2**31 - 1, 2**63 - 1)
+"""What means "to the end" in a Slice, and is no size."""
+_GROWING = ("Concat", "ConstantOfShape", "Expand", "Range", "Tile")
+"""Operators that onnx-shape-inference writes out element by element."""
+
+Dim = int | str | None
+"""A size: a number, an expression of axes of graph inputs or of unknown sizes, or nothing known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,19 +47,24 @@ class Known:
 
     Attributes:
         type: its type, or None.
-        shape: sizes, or names of dynamic axes of graph inputs, or unknown (nameless) axes; None without rank.
+        shape: sizes, or names of dynamic axes of graph inputs, or unknown (nameless) axes; None without rank. Fit to
+            be written into a file.
+        sizes: the same with expressions; two that are the same text are the same number in every run.
+        elements: of a vector or scalar of integers, likewise.
     """
 
     type: ir.TypeProtocol | None
     shape: ir.Shape | None
+    sizes: tuple[Dim, ...] | None = None
+    elements: tuple[Dim, ...] | None = None
 
-    def dims(self) -> tuple[int | str | None, ...] | None:
-        """Return the shape as plain values."""
-        return dims(self.shape)
+    def dims(self) -> tuple[Dim, ...] | None:
+        """Return the shape as plain values, with expressions where they are known."""
+        return self.sizes if self.sizes is not None else dims(self.shape)
 
     def contradicts(self, declared: ir.Shape | None) -> bool:
         """Tell whether a declared shape cannot be true, or only for one size of a dynamic axis."""
-        proven, told = self.dims(), dims(declared)
+        proven, told = dims(self.shape), dims(declared)
         if proven is None or told is None:
             return False
         if len(proven) != len(told):
@@ -50,22 +77,21 @@ class Known:
             return declared
         if declared is None or len(declared) != len(self.shape):
             return ir.Shape(self.shape)
-        pairs = zip(self.dims() or (), self.shape, declared, strict=True)
+        pairs = zip(dims(self.shape) or (), self.shape, declared, strict=True)
         return ir.Shape([told if plain is None else proven for plain, proven, told in pairs])
 
 
-def dims(shape: ir.Shape | None) -> tuple[int | str | None, ...] | None:
+def dims(shape: ir.Shape | None) -> tuple[Dim, ...] | None:
     """Return a shape as plain values: sizes, names of dynamic axes, None for nameless ones."""
     return None if shape is None else tuple(d if isinstance(d, int) else d.value for d in shape)
 
 
 def infer(model: ir.Model) -> dict[ir.Value, Known]:
-    """Return what is certain about graph inputs and initializers, and what ONNX shape inference proves from it.
+    """Return what is certain about graph inputs and initializers, and what inference proves from it.
 
-    Inference, with data propagation, runs on a copy without weights and without the declarations of inner
-    values, which may be stale (a traced batch size). The names that it invents for unknown axes are dropped,
-    because they could collide with names in the file. Functions' bodies are generic, hence absent. When
-    inference fails as a whole, inputs and initializers are all that is known.
+    Inference runs on a copy without weights and without the declarations of inner values, which may be stale (a traced
+    batch size). Functions' bodies are generic, hence absent. When inference fails as a whole, inputs and initializers
+    are all that is known.
     """
     known = {value: Known(value.type, value.shape) for value in model.graph.inputs}
     for graph in graphs.every(model):
@@ -75,17 +101,87 @@ def infer(model: ir.Model) -> dict[ir.Value, Known]:
                 known[value] = Known(ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy()))
     names = {dim for value in model.graph.inputs for dim in dims(value.shape) or () if isinstance(dim, str)}
     try:
-        proto = ir.to_proto(_without_weights_and_declarations(model))
+        blank = _without_weights_and_declarations(model)
+    except RuntimeError:  # nodes out of order cannot be copied
+        return known
+    mistrusted = {graph for graph in model.graph.subgraphs() if not isinstance(graph, ir.Function)}
+    symbolic = {} if _may_make_long_vectors(blank) else _symbolic(model, blank, names)
+    complete = bool(symbolic) and not mistrusted and all(map(_is_complete, symbolic.values()))
+    plain = {} if complete else _plain(model, blank, names)
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            first, second = symbolic.get(value), plain.get(value)
+            if node.graph in mistrusted and second is not None:
+                known[value] = second
+            elif first is None or second is None:
+                known[value] = first or second or Known(None, None)
+            else:
+                known[value] = _merged(first, second)
+    return known
+
+
+def _symbolic(model: ir.Model, blank: ir.Model, names: set[str]) -> dict[ir.Value, Known]:
+    """Return what onnx-shape-inference proves, which reads no shapes into names that it makes up."""
+    copy = blank.clone()
+    log = logging.getLogger("onnx_shape_inference")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        onnx_shape_inference.infer_symbolic_shapes(
+            copy, policy="override", warn_on_missing=False, adopt_declared_symbols=False
+        )
+    except _FAILURES:
+        return {}
+    finally:
+        log.setLevel(level)
+    found = {}
+    for node, twin in zip(model.graph.all_nodes(), copy.graph.all_nodes(), strict=True):
+        for value, known in zip(node.outputs, twin.outputs, strict=True):
+            data = known.metadata_props.get(onnx_shape_inference.SYM_DATA_KEY)
+            found[value] = Known(
+                known.type if known.dtype is not None else None,
+                _proven(known.shape, names),
+                dims(known.shape),
+                None if data is None else tuple(json.loads(data)),
+            )
+    return found
+
+
+def _plain(model: ir.Model, blank: ir.Model, names: set[str]) -> dict[ir.Value, Known]:
+    """Return what ONNX's own inference proves, with data propagation; the names that it invents are dropped."""
+    try:
+        proto = ir.to_proto(blank)
         inferred = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
         if not _has_long_vector(inferred):
             inferred = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
     except _FAILURES:
-        return known
+        return {}
+    found = {}
     for node, twin in zip(model.graph.all_nodes(), inferred.graph.all_nodes(), strict=True):
-        for value, found in zip(node.outputs, twin.outputs, strict=False):  # omitted trailing outputs are not written
-            untyped = found.dtype in (None, ir.DataType.UNDEFINED)
-            known[value] = Known(None if untyped else found.type, _proven(found.shape, names))
-    return known
+        for value, known in zip(node.outputs, twin.outputs, strict=False):  # omitted trailing outputs are not written
+            untyped = known.dtype in (None, ir.DataType.UNDEFINED)
+            found[value] = Known(None if untyped else known.type, _proven(known.shape, names))
+    return found
+
+
+def _is_complete(known: Known) -> bool:
+    return known.type is not None and known.sizes is not None and None not in known.sizes
+
+
+def _merged(first: Known, second: Known) -> Known:
+    """Join two proofs; where sizes contradict each other, nothing is known."""
+    type_ = first.type or second.type
+    one, two = first.dims(), second.dims()
+    if one is None or two is None or len(one) != len(two):
+        return Known(
+            type_, second.shape if one is None else first.shape if two is None else None, one if two is None else two
+        )
+    sizes = [b if isinstance(b, int) or a is None else a for a, b in zip(one, two, strict=True)]
+    shape = [
+        b if isinstance(b, int) or a is None else a
+        for a, b in zip(dims(first.shape) or one, dims(second.shape) or two, strict=True)
+    ]
+    return Known(type_, ir.Shape(shape), tuple(sizes), first.elements)
 
 
 def _without_weights_and_declarations(model: ir.Model) -> ir.Model:
@@ -94,15 +190,18 @@ def _without_weights_and_declarations(model: ir.Model) -> ir.Model:
         for value in list(graph.initializers.values()):
             if value.is_graph_input():
                 del graph.initializers[value.name or ""]  # inference would take a default for a constant
+                value.const_value = None
             elif value.const_value is not None:
                 value.const_value = _outline(value.const_value)
-                value.type = value.shape = None  # the tensor has its own
+                value.type = ir.TensorType(value.const_value.dtype)
+                value.shape = ir.Shape(value.const_value.shape.numpy())
         for node in graph:
             tensor = graphs.attribute(node, "value") if graphs.is_op(node, "Constant") else None
             if tensor is not None and tensor.type == ir.AttributeType.TENSOR:
                 node.attributes.add(ir.AttrTensor("value", _outline(tensor.as_tensor())))
             for value in node.outputs:
-                value.type = value.shape = None
+                value.type = value.shape = value.const_value = None
+                value.metadata_props.clear()
         if graph is not blank.graph:
             for value in graph.inputs:
                 value.shape = None
@@ -114,6 +213,19 @@ def _outline(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     if tensor.size <= _SHOWN:
         return tensor
     return ir.ExternalTensor("", 0, 0, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name or "")
+
+
+def _may_make_long_vectors(model: ir.Model) -> bool:
+    """Tell whether onnx-shape-inference, which lists every element of a vector of integers, might list very many."""
+    if not any(graphs.is_op(node, *_GROWING) for node in model.graph.all_nodes()):
+        return False
+    shapes = [dims(value.shape) or () for value in model.graph.inputs]
+    shapes += [tensor.shape.numpy() for tensor in io.tensors(model)]
+    sizes = [shape[0] for shape in shapes if len(shape) == 1 and isinstance(shape[0], int)]
+    for tensor in io.tensors(model):
+        if tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32) and tensor.size <= _SHOWN:
+            sizes += tensor.numpy().ravel().tolist()
+    return any(size > _LONG and size not in _ENDLESS for size in sizes)
 
 
 def _has_long_vector(model: ir.Model) -> bool:

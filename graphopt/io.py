@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import google.protobuf.json_format
@@ -42,6 +42,12 @@ SORTED = "graphopt.sorted"
 
 FILES = "graphopt.files"
 """Key of `Model.meta`: the paths a loaded model came from, its external data included."""
+
+EXTERNAL = "graphopt.external"
+"""Key of `Model.meta`: bytes from which on an initializer is to be written to `path` + ".data", at any model size."""
+
+_LARGE = 257
+"""That number where the model's size alone asks for it."""
 
 PROVENANCE = "graphopt"
 """Key of the model's `metadata_props` under which provenance travels."""
@@ -82,7 +88,8 @@ def load(path: str | Path) -> ir.Model:
 def save(model: ir.Model, path: str | Path) -> int:
     """Write a model so that `path` holds either the whole new model or whatever it held before.
 
-    Tensors go into `path` itself, or into `path` + ".data" when the file would exceed 2 GiB.
+    Tensors go into `path` itself, or into `path` + ".data" when the file would exceed 2 GiB or `model.meta` asks for it
+    under EXTERNAL.
 
     Returns:
         The bytes written, external data included.
@@ -94,13 +101,37 @@ def save(model: ir.Model, path: str | Path) -> int:
         return write(model, draft)
 
 
+def save_all(models: Mapping[Path, ir.Model]) -> list[int]:
+    """Write several models, each as `save` does: all of them or, on an error, none; return the bytes of each.
+
+    Raises:
+        UserError: as for `save`.
+    """
+    with contextlib.ExitStack() as stack:
+        drafts = [(stack.enter_context(_writing(path)) / path.name, path) for path in models]
+        sizes = [write(model, draft) for model, (draft, _) in zip(models.values(), drafts, strict=True)]
+        _install([move for draft, path in drafts for move in _moves(draft.parent, path)])
+    return sizes
+
+
 def write(model: ir.Model, path: Path) -> int:
-    """Write a model to a new file, and above 2 GiB its tensors to `path` + ".data"; return the bytes of both."""
-    if total_bytes(model) > PROTOBUF_LIMIT:
-        ir.save(model, path, external_data=f"{path.name}.data")
-    else:
-        path.write_bytes(to_proto(model).SerializeToString(deterministic=True))
+    """Write a model to a new file, and its tensors to `path` + ".data" if `save` says so; return the bytes of both."""
+    limit = model.meta.get(EXTERNAL, _LARGE if total_bytes(model) > PROTOBUF_LIMIT else None)
+    proto = to_proto(model) if limit is None else ir.to_proto(_externalized(model, path, limit))
+    path.write_bytes(proto.SerializeToString(deterministic=True))
     return sum(file.stat().st_size for file in path.parent.iterdir())
+
+
+def _externalized(model: ir.Model, path: Path, limit: int) -> ir.Model:
+    """Return a copy whose initializers of at least `limit` bytes lie in `path` + ".data", which is written."""
+    copy = model.clone()
+    large = [value for value in detachable(copy) if value.const_value is not None and value.const_value.nbytes >= limit]
+    found = [value.const_value for value in large if value.const_value is not None]
+    embed(copy, keep=large)
+    moved = ir.external_data.convert_tensors_to_external(found, path.parent, f"{path.name}.data")
+    for value, tensor in zip(large, moved, strict=True):
+        value.const_value = tensor
+    return copy
 
 
 @contextlib.contextmanager
@@ -117,7 +148,7 @@ def staged(path: str | Path) -> Iterator[Path]:
         draft = folder / path.name
         yield draft
         if draft.exists():
-            _install(sorted(folder.iterdir(), reverse=True), path.parent)  # data before the model that points to it
+            _install(_moves(folder, path))
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -129,7 +160,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     path = Path(path)
     with _writing(path) as folder:
         (folder / path.name).write_bytes(content)
-        _install([folder / path.name], path.parent)
+        _install(_moves(folder, path))
 
 
 def check_writable(path: str | Path, inputs: Sequence[Path] = ()) -> None:
@@ -155,8 +186,35 @@ def check_writable(path: str | Path, inputs: Sequence[Path] = ()) -> None:
 def to_proto(model: ir.Model) -> onnx.ModelProto:
     """Return the model as one protobuf with its external data inside."""
     if any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors(model)):
-        model = ir.external_data.load_to_model(model.clone())
+        model = model.clone()
+        embed(model)
     return ir.to_proto(model)
+
+
+def embed(model: ir.Model, keep: Collection[ir.Value] = ()) -> None:
+    """Read external tensors into memory, in place: those of initializers, but of `keep`, and of attributes."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor) and value not in keep:
+                value.const_value = _in_memory(value.const_value)
+    for node in nodes(model):
+        for attribute in list(node.attributes.values()):
+            if attribute.is_ref():
+                continue
+            if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.as_tensor(), ir.ExternalTensor):
+                node.attributes.add(ir.AttrTensor(attribute.name, _in_memory(attribute.as_tensor())))
+
+
+def _in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    return ir.external_data.convert_tensors_from_external([tensor])[0]
+
+
+def detachable(model: ir.Model) -> Iterator[ir.Value]:
+    """Yield the initializers that may lie outside the file: all but text."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None and value.const_value.dtype != ir.DataType.STRING:
+                yield value
 
 
 @contextlib.contextmanager
@@ -166,9 +224,9 @@ def serialized(model: ir.Model) -> Iterator[bytes | str]:
         yield to_proto(model).SerializeToString()
         return
     with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "model.onnx")
-        ir.save(model, path, external_data="model.onnx.data")
-        yield path
+        path = Path(folder) / "model.onnx"
+        write(model, path)
+        yield str(path)
 
 
 def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
@@ -290,14 +348,18 @@ def _attach_external_data(model: ir.Model, path: Path) -> list[Path]:
     return sorted(files)
 
 
-def _install(files: Sequence[Path], folder: Path) -> None:
-    """Move files into a folder, where they replace those of the same names: all of them or, on an error, none."""
+def _moves(folder: Path, path: Path) -> list[tuple[Path, Path]]:
+    """Return what to move from a temporary folder to beside `path`: data before the model that points to it."""
+    return [(file, path.parent / file.name) for file in sorted(folder.iterdir(), reverse=True)]
+
+
+def _install(moves: Sequence[tuple[Path, Path]]) -> None:
+    """Move files to their targets, which they replace: all of them or, on an error, none."""
     placed: list[Path] = []
     kept: list[tuple[Path, Path]] = []
     try:
-        for file in files:
-            target = folder / file.name
-            if target.exists() and file is not files[-1]:  # the last one is replaced in a single step
+        for file, target in moves:
+            if target.exists() and file is not moves[-1][0]:  # the last one is replaced in a single step
                 os.replace(target, file.with_name(f"{file.name}.kept"))
                 kept.append((file.with_name(f"{file.name}.kept"), target))
             os.replace(file, target)

@@ -13,6 +13,7 @@ from onnx_ir.passes import PreconditionError
 from onnxscript.rewriter import MatchContext, RewriteRule, RewriteRuleSet
 
 from graphopt.runtime import Arrays
+from graphopt.target import Target
 
 __all__ = ["EXACT", "LOSSY", "Before", "Case", "Contract", "Pass", "PreconditionError", "Result", "Rewrite", "param"]
 
@@ -61,11 +62,17 @@ class Before(Protocol):
         model: never to be changed.
         feeds: inputs on which it runs, at several sizes where its axes are dynamic.
         seed: of every random choice.
+        target: where it runs, and where a pass opens whatever else it needs to run.
     """
 
-    model: ir.Model
-    feeds: Sequence[Arrays]
-    seed: int
+    @property
+    def model(self) -> ir.Model: ...
+    @property
+    def feeds(self) -> Sequence[Arrays]: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def target(self) -> Target: ...
 
     def run(self, feeds: Arrays, tensors: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """Return its outputs by name, and the inner values of its main graph called `tensors`.
