@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -29,6 +30,15 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
         yield from scopes.subgraphs(found)
 
 
+def captured(node: ir.Node) -> Iterator[ir.Value]:
+    """Yield the values of graphs around it that the subgraphs of a node read."""
+    for graph in subgraphs(node):
+        inside = [graph, *graph.subgraphs()]
+        for part in inside:
+            used = [*(value for inner in part for value in inner.inputs), *part.outputs]
+            yield from (value for value in used if value is not None and value.graph not in inside)
+
+
 def definitions(graph: ir.Graph) -> Iterator[ir.Value]:
     """Yield every value that one graph defines: inputs, initializers, outputs of its own nodes."""
     yield from graph.inputs
@@ -44,13 +54,15 @@ def names(model: ir.Model) -> Counter[str]:
 
 def rename(model: ir.Model, new: Mapping[ir.Value, str]) -> None:
     """Rename values, also where quantization annotations call them by name; swaps and cycles are fine."""
+    names = {value: value.name or "" for graph in every(model) for value in graph.initializers.values()}  # keeps order
+    names |= new
     for graph in every(model):
         own = {value.name: new[value] for value in definitions(graph) if value in new}
         for value in definitions(graph):
             annotation = value.meta.get(_ANNOTATION)
             if annotation:
                 value.meta[_ANNOTATION] = {role: own.get(name, name) for role, name in annotation.items()}
-    ir.convenience.rename_values(list(new), list(new.values()))
+    ir.convenience.rename_values(list(names), list(names.values()))
 
 
 def fresh(name: str, taken: Counter[str]) -> str:
@@ -119,7 +131,7 @@ def discard(value: ir.Value) -> None:
             assert candidate.name is not None
             del candidate.graph.initializers[candidate.name]
         elif node is not None and node.graph is not None and not any(map(is_needed, node.outputs)):
-            inputs = {source for source in node.inputs if source is not None}
+            inputs = {source for source in (*node.inputs, *captured(node)) if source is not None}
             detach(node)
             node.graph.remove(node)
             unused.extend(inputs)
@@ -203,6 +215,67 @@ def compute_by_identity(value: ir.Value, source: ir.Value) -> None:
 def ambiguous(old: ir.Value, new: ir.Value, taken: Counter[str]) -> bool:
     """Tell whether users of `old` in other graphs than that of `new` might take another value for `new`."""
     return taken[new.name or ""] > 1 and any(user.graph is not new.graph for user in old.consumers())
+
+
+def initializer(graph: ir.Graph, array: np.ndarray, name: str, taken: Counter[str]) -> ir.Value:
+    """Return a new initializer of a graph, under `name` or a name like it.
+
+    Args:
+        graph: the main graph or a subgraph; functions have no initializers.
+        array: its elements.
+        name: what to call it.
+        taken: names in use, kept up to date.
+    """
+    tensor = ir.tensor(array, name=fresh(name, taken))
+    value = ir.Value(
+        name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def become(node: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], **attributes: Any) -> None:
+    """Turn a node into another standard operator that computes the same outputs; what only it used goes.
+
+    Args:
+        node: keeps its name and outputs.
+        op_type: the new operator.
+        inputs: its inputs.
+        attributes: its attributes, as Python values.
+    """
+    before = {value for value in node.inputs if value is not None}
+    node.op_type, node.domain, node.overload = op_type, "", ""
+    node.attributes.clear()
+    for name, value in attributes.items():
+        node.attributes.add(ir.convenience.convert_attribute(name, value))
+    node.resize_inputs(len(inputs))
+    for index, value in enumerate(inputs):
+        node.replace_input_with(index, value)
+    for value in before - set(inputs):
+        discard(value)
+
+
+def set_constant(graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray, taken: Counter[str]) -> None:
+    """Make an input of a node this constant: in place, unless something else uses the one that is there."""
+    node.resize_inputs(max(index + 1, len(node.inputs)))
+    old = node.inputs[index]
+    if old is not None and old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_output():
+        old.const_value = ir.tensor(array, name=old.name)
+        old.type, old.shape = ir.TensorType(old.const_value.dtype), ir.Shape(array.shape)
+        return
+    base = old or node.inputs[1]
+    assert base is not None
+    name = f"{base.name}_{'bias' if old is None else 'folded'}"
+    node.replace_input_with(index, initializer(graph, array, name, taken))
+    if old is not None:
+        discard(old)
+
+
+def sole_use(value: ir.Value | None) -> ir.Node | None:
+    """Return the only node that uses a value, once, if nothing else needs it; else None."""
+    if value is None or value.is_graph_output() or len(value.uses()) != 1:
+        return None
+    return value.uses()[0].node
 
 
 def digest(tensor: ir.TensorProtocol) -> bytes:

@@ -83,7 +83,12 @@ class Known:
 
 def dims(shape: ir.Shape | None) -> tuple[Dim, ...] | None:
     """Return a shape as plain values: sizes, names of dynamic axes, None for nameless ones."""
-    return None if shape is None else tuple(d if isinstance(d, int) else d.value for d in shape)
+    return None if shape is None else tuple(_number(d if isinstance(d, int) else d.value) for d in shape)
+
+
+def _number(dim: Dim) -> Dim:
+    """Return an expression that is a number as one."""
+    return int(dim) if isinstance(dim, str) and dim.removeprefix("-").isdecimal() else dim
 
 
 def infer(model: ir.Model) -> dict[ir.Value, Known]:
@@ -104,10 +109,14 @@ def infer(model: ir.Model) -> dict[ir.Value, Known]:
         blank = _without_weights_and_declarations(model)
     except RuntimeError:  # nodes out of order cannot be copied
         return known
-    mistrusted = {graph for graph in model.graph.subgraphs() if not isinstance(graph, ir.Function)}
+    mistrusted = set(model.graph.subgraphs())
+    fixed = all(isinstance(dim, int) for value in model.graph.inputs for dim in dims(value.shape) or (None,))
+    plain = _plain(model, blank, names) if fixed or mistrusted else {}
+    if fixed and plain and all(map(_is_complete, plain.values())):
+        return known | plain
     symbolic = {} if _may_make_long_vectors(blank) else _symbolic(model, blank, names)
-    complete = bool(symbolic) and not mistrusted and all(map(_is_complete, symbolic.values()))
-    plain = {} if complete else _plain(model, blank, names)
+    if not plain and not (symbolic and all(map(_is_complete, symbolic.values()))):
+        plain = _plain(model, blank, names)
     for node in model.graph.all_nodes():
         for value in node.outputs:
             first, second = symbolic.get(value), plain.get(value)
@@ -142,7 +151,7 @@ def _symbolic(model: ir.Model, blank: ir.Model, names: set[str]) -> dict[ir.Valu
                 known.type if known.dtype is not None else None,
                 _proven(known.shape, names),
                 dims(known.shape),
-                None if data is None else tuple(json.loads(data)),
+                None if data is None else tuple(map(_number, json.loads(data))),
             )
     return found
 
@@ -151,8 +160,9 @@ def _plain(model: ir.Model, blank: ir.Model, names: set[str]) -> dict[ir.Value, 
     """Return what ONNX's own inference proves, with data propagation; the names that it invents are dropped."""
     try:
         proto = ir.to_proto(blank)
-        inferred = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
-        if not _has_long_vector(inferred):
+        may_be_dear = _may_make_long_vectors(blank)
+        inferred = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=not may_be_dear))
+        if may_be_dear and not _has_long_vector(inferred):
             inferred = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
     except _FAILURES:
         return {}
@@ -160,8 +170,17 @@ def _plain(model: ir.Model, blank: ir.Model, names: set[str]) -> dict[ir.Value, 
     for node, twin in zip(model.graph.all_nodes(), inferred.graph.all_nodes(), strict=True):
         for value, known in zip(node.outputs, twin.outputs, strict=False):  # omitted trailing outputs are not written
             untyped = known.dtype in (None, ir.DataType.UNDEFINED)
-            found[value] = Known(None if untyped else known.type, _proven(known.shape, names))
+            shape = _proven(known.shape, names)
+            found[value] = Known(None if untyped else known.type, shape, dims(shape), _measured(node, twin))
     return found
+
+
+def _measured(node: ir.Node, twin: ir.Node) -> tuple[Dim, ...] | None:
+    """Return what a Shape computes."""
+    shape = dims(twin.inputs[0].shape) if graphs.is_op(node, "Shape") and twin.inputs[0] is not None else None
+    if shape is None or graphs.has_parameters(node) or any(not isinstance(size, int) for size in shape):
+        return None
+    return shape[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(shape))]
 
 
 def _is_complete(known: Known) -> bool:

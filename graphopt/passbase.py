@@ -5,15 +5,17 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import PreconditionError
-from onnxscript.rewriter import MatchContext, RewriteRule, RewriteRuleSet
 
 from graphopt.runtime import Arrays
 from graphopt.target import Target
+
+if TYPE_CHECKING:
+    from onnxscript.rewriter import MatchContext
 
 __all__ = ["EXACT", "LOSSY", "Before", "Case", "Contract", "Pass", "PreconditionError", "Result", "Rewrite", "param"]
 
@@ -161,6 +163,8 @@ class Rewrite(Pass):
         """Build the replacement with the tape `op` and return its output values."""
 
     def call(self, model: ir.Model) -> Result:
+        from onnxscript.rewriter import RewriteRule, RewriteRuleSet
+
         refusals: dict[str, str] = {}
 
         def check(context: MatchContext, **bindings: Any) -> bool:

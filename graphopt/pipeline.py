@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import bisection, compare, inputs, invariants, io, runtime, spec, tapping
+from graphopt import compare, inputs, invariants, io, runtime, spec, tapping
 from graphopt.data import Data
 from graphopt.errors import UserError
 from graphopt.passbase import Case, Pass, PreconditionError, Result
@@ -328,6 +328,8 @@ class Pipeline:
         reason = compare.first_mismatch(case.expected, got, contract.rtol)
         if reason is None or not same_interface:
             return reason and f"changed the result: {reason}"
+        from graphopt import bisection
+
         node = bisection.first_divergence(self.model, candidate, case.feeds, self.target, contract.rtol)
         return f"changed the result: {reason}" + (f"; first at {node}" if node else "")
 

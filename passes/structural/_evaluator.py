@@ -8,7 +8,6 @@ import warnings
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx.reference import ReferenceEvaluator
 
 # fmt: off
 OPERATORS = frozenset(
@@ -92,6 +91,8 @@ class Call:
         Raises:
             Refused: the evaluator fails, or contradicts shape inference.
         """
+        from onnx.reference import ReferenceEvaluator
+
         try:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")

@@ -43,6 +43,9 @@ _PLAIN = frozenset(
     }
 )
 
+_SMALL = 64
+"""Constants of at most this many elements are compared by content; `deduplicate-initializers` is for the others."""
+
 _Key = tuple[Hashable, ...]
 
 
@@ -107,13 +110,21 @@ class _Merger:
         inputs = list(node.inputs)
         while inputs and inputs[-1] is None:
             inputs.pop()
-        return node.op_identifier(), len(node.outputs), tuple(inputs), tuple(attributes)
+        return node.op_identifier(), len(node.outputs), tuple(map(_input_key, inputs)), tuple(attributes)
 
     def _is_pure(self, node: ir.Node) -> bool:
         function = self._functions.get(node.op_identifier())
         if function is not None:
             return all(map(self._is_pure, function.all_nodes()))
         return node.domain in _KNOWN_DOMAINS and node.op_type not in _RANDOM
+
+
+def _input_key(value: ir.Value | None) -> Hashable:
+    """Return the value itself, or for a small constant its contents, which several initializers may hold."""
+    tensor = graphs.constant(value)
+    if tensor is None or tensor.size > _SMALL or tensor.dtype == ir.DataType.STRING:
+        return value
+    return tensor.dtype, tuple(tensor.shape.numpy()), graphs.digest(tensor)
 
 
 def _attribute_key(attribute: ir.Attr) -> Hashable:

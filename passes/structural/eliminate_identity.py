@@ -5,7 +5,7 @@ Expand, Tile, Slice and Pad that provably leave shape and elements alone; a sing
 Mean, Max or Min; a Split into one part; and adding 0 or multiplying by 1. All of it is exact, except that x + 0
 turns -0.0 into 0.0.
 
-"Provably" means: by constants, and by shapes that follow from the graph inputs, not by declared shapes of inner
+"Provably" means: by constants, and by symbolic shapes that follow from the graph inputs, not by declared shapes of inner
 values, which may be stale. An operator that gives a graph output its name stays if its input already has a name
 that must stay: that of a graph input, an initializer, an outer value or another graph output. onnx_ir's
 IdentityEliminationPass knows only Identity, and renames outer values and other graph outputs.
@@ -13,32 +13,34 @@ IdentityEliminationPass knows only Identity, and renames outer values and other 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import graphs, inference, scopes
-from graphopt.passbase import Pass, Result
+from graphopt import graphs, scopes
+from graphopt.inference import Dim
+from graphopt.passbase import Result
+from graphopt.passes.structural._informed import Facts, Informed, dtype, sizes
+from graphopt.passes.structural._reshaping import same
 
 _UNBOUNDED = 2**31 - 1
 """Slices that end here or later run to the end of the axis, whatever its size."""
 
 
 @dataclass(frozen=True)
-class EliminateIdentity(Pass):
+class EliminateIdentity(Informed):
     """Remove operators that do nothing."""
 
-    def call(self, model: ir.Model) -> Result:
+    def apply(self, model: ir.Model, facts: Facts) -> Result:
         """Remove them in place; the report counts them by operator."""
-        shapes = inference.infer(model)
         names = graphs.names(model)
         removed: dict[str, int] = {}
         skipped: list[tuple[str, str]] = []
         for owner in scopes.roots(model):
             for node in list(owner.all_nodes()):
-                source = _unchanged(_Site(node, owner.opset_imports.get("", 0), shapes))
+                source = _unchanged(_Site(node, owner.opset_imports.get("", 0), facts))
                 if source is None:
                     continue
                 reason = graphs.redirect(node.outputs[0], source, names)
@@ -57,8 +59,8 @@ class EliminateIdentity(Pass):
 class _Site:
     """A node and what is known about its surroundings."""
 
-    def __init__(self, node: ir.Node, opset: int, shapes: Mapping[ir.Value, inference.Known]) -> None:
-        self.node, self.opset, self._shapes = node, opset, shapes
+    def __init__(self, node: ir.Node, opset: int, facts: Facts) -> None:
+        self.node, self.opset, self._facts = node, opset, facts
 
     def input(self, index: int) -> ir.Value | None:
         """Return an input, or None where it is left out."""
@@ -83,20 +85,17 @@ class _Site:
             return default
         return attribute.as_int() if attribute.type == ir.AttributeType.INT else None
 
-    def dims(self, index: int = 0) -> tuple[int | str | None, ...] | None:
+    def dims(self, index: int = 0) -> tuple[Dim, ...] | None:
         """Return the proven shape of an input."""
-        value = self.input(index)
-        known = self._shapes.get(value) if value is not None else None
-        return known.dims() if known else None
+        return sizes(self._facts, self.input(index))
+
+    def keeps_sizes(self) -> bool:
+        """Tell whether the first output certainly has the shape of the first input."""
+        return same(self.dims(), sizes(self._facts, self.node.outputs[0]))
 
     def dtype(self, index: int) -> ir.DataType | None:
         """Return the element type of a tensor input."""
-        value = self.input(index)
-        if value is None:
-            return None
-        type_ = self._shapes[value].type if value in self._shapes else None
-        type_ = type_ or value.type
-        return type_.dtype if isinstance(type_, ir.TensorType) else None
+        return dtype(self._facts, self.input(index))
 
 
 def _unchanged(site: _Site) -> ir.Value | None:
@@ -137,7 +136,7 @@ def _transpose(site: _Site) -> bool:
 
 
 def _reshape(site: _Site) -> bool:
-    if _is_shape_of(site.input(1), site.input(0)):
+    if site.keeps_sizes() or _is_shape_of(site.input(1), site.input(0)):
         return True
     dims, target = site.dims(), site.constant(1)
     if dims is None or target is None or len(target) != len(dims):
@@ -154,15 +153,19 @@ def _is_shape_of(shape: ir.Value | None, value: ir.Value | None) -> bool:
 
 def _flatten(site: _Site) -> bool:
     dims = site.dims()
-    return dims is not None and len(dims) == 2 and site.integer("axis", 1) in (1, -1)
+    return site.keeps_sizes() or (dims is not None and len(dims) == 2 and site.integer("axis", 1) in (1, -1))
 
 
 def _expand(site: _Site) -> bool:
     target = site.constant(1)
-    return _is_shape_of(site.input(1), site.input(0)) or (target is not None and _covers(site.dims(), target.tolist()))
+    return (
+        site.keeps_sizes()
+        or _is_shape_of(site.input(1), site.input(0))
+        or (target is not None and _covers(site.dims(), target.tolist()))
+    )
 
 
-def _covers(dims: tuple[int | str | None, ...] | None, shape: Sequence[int]) -> bool:
+def _covers(dims: tuple[Dim, ...] | None, shape: Sequence[int]) -> bool:
     """Tell whether broadcasting a tensor of `dims` against `shape` leaves its shape alone."""
     if dims is None or len(shape) > len(dims):
         return not shape
@@ -183,6 +186,9 @@ def _slice(site: _Site) -> bool:
     starts, ends = site.ints(1, "starts", since=10), site.ints(2, "ends", since=10)
     axes = site.ints(3, "axes", since=10)
     steps = site.constant(4) if site.opset >= 10 else None
+    forwards = site.input(4) is None or (steps is not None and bool(np.all(steps > 0)))
+    if forwards and site.keeps_sizes():
+        return True
     if starts is None or ends is None or any(starts) or (site.input(4) is not None and steps is None):
         return False
     if axes is None:
@@ -195,9 +201,18 @@ def _slice(site: _Site) -> bool:
     return all(end >= _UNBOUNDED or _reaches(end, axis, dims) for end, axis in zip(ends, axes, strict=True))
 
 
-def _reaches(end: int, axis: int, dims: tuple[int | str | None, ...] | None) -> bool:
+def _reaches(end: int, axis: int, dims: tuple[Dim, ...] | None) -> bool:
     size = None if dims is None else dims[axis]
     return isinstance(size, int) and end >= size
+
+
+def _resize(site: _Site) -> bool:
+    """Sampling at the very points that are given, whatever the interpolation."""
+    mode = site.node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
+    if site.opset < 11 or mode == "tf_crop_and_resize" or not site.keeps_sizes():
+        return False
+    scales = site.constant(2)
+    return site.input(2) is None or (scales is not None and bool(np.all(scales == 1)))
 
 
 def _alone(site: _Site) -> bool:
@@ -241,6 +256,7 @@ _RULES: dict[str, Callable[[_Site], int | None]] = {
     "Mul": _neutral(1, 1, 0),
     "Pad": _first(_pad),
     "Reshape": _first(_reshape),
+    "Resize": _first(_resize),
     "Slice": _first(_slice),
     "Split": _first(lambda site: len(site.node.outputs) == 1),
     "Sub": _neutral(0, 1),

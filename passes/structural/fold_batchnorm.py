@@ -24,67 +24,42 @@ Specification: ONNX operators BatchNormalization, Conv, ConvTranspose, Gemm, Mat
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript.rewriter import MatchContext
 
 from graphopt import graphs, inference
-from graphopt.passbase import FACT_PREFIX, Rewrite
+from graphopt.passbase import FACT_PREFIX, Result
+from graphopt.passes.structural._informed import Facts, Informed, sizes
 
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
 _FIRST_OPSET = 7
 """Below it, BatchNormalization and Gemm have other attributes, and ONNX Runtime does not run them."""
-_PLAN = "fold-batchnorm plan"
 _LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _PARAMETERS = ("scale", "bias", "mean", "variance")
 
 
 @dataclass(frozen=True)
-class FoldBatchnorm(Rewrite):
+class FoldBatchnorm(Informed):
     """Fold BatchNormalization into Conv, ConvTranspose, Gemm or MatMul."""
 
-    def patterns(self) -> Sequence[Callable[..., Any]]:
-        """Return one pattern, any BatchNormalization: the check looks at what is before it, to say what is wrong."""
-        return [lambda op, x: op.BatchNormalization(x, _allow_other_inputs=True, _outputs=["y"])]
-
-    def check(self, context: MatchContext, **bindings: Any) -> str | None:
-        """Say why this one cannot be folded, or plan how it is."""
-        if isinstance(context.graph_or_function, ir.Function):
-            return "it is inside a function, which cannot hold initializers"
-        try:
-            context.root.meta[_PLAN] = _plan(context.root, context.model)
-        except _Refused as reason:
-            return str(reason)
-        return None
-
-    def rewrite(self, op: Any, **bindings: Any) -> ir.Value:
-        """Change the constants of the nodes before it, and return what they compute now."""
-        normalized: ir.Value = bindings["y"]
-        node = normalized.producer()
-        assert node is not None
-        plan: _Plan = node.meta[_PLAN]
-        for change in plan.changes:
-            _set_constant(op, *change)
-        if plan.last.op_type == "Gemm":
-            plan.last.attributes.pop("beta", None)  # it is part of the new C
-        result = plan.last.outputs[0]
-        for key in [key for key in result.metadata_props if key.startswith(FACT_PREFIX)]:
-            del result.metadata_props[key]  # facts about the numbers before normalization
-        if plan.addend is not None:
-            addend = op.initializer(ir.tensor(plan.addend), _free_name(plan.last, f"{result.name}_bias"))
-            result = op.Add(result, addend)
-        for key, fact in normalized.metadata_props.items():
-            if key.startswith(FACT_PREFIX):
-                result.metadata_props[key] = fact
-        for index, parameter in enumerate(node.inputs[1:], 1):
-            node.replace_input_with(index, None)
-            if parameter is not None:
-                graphs.discard(parameter)
-        return result
+    def apply(self, model: ir.Model, facts: Facts) -> Result:
+        """Fold in place; the report counts the normalizations that went."""
+        taken, folded, skipped = graphs.names(model), 0, []
+        bodies = {function.graph for function in model.functions.values()}
+        for graph in graphs.every(model):
+            for node in [node for node in graph if graphs.is_op(node, "BatchNormalization")]:
+                try:
+                    if graph in bodies:
+                        raise _Refused("it is inside a function, which cannot hold initializers")
+                    plan = _plan(node, model.opset_imports.get("", 0), facts)
+                except _Refused as reason:
+                    skipped.append((graphs.label(node), str(reason)))
+                else:
+                    _carry_out(plan, graph, node, taken)
+                    folded += 1
+        return Result(model, bool(folded), {"rewritten": folded}, skipped)
 
 
 class _Refused(Exception):
@@ -106,8 +81,8 @@ class _Plan:
     addend: np.ndarray | None = None
 
 
-def _plan(node: ir.Node, model: ir.Model) -> _Plan:
-    scale, shift, mean = _affine(node, model.opset_imports.get("", 0))
+def _plan(node: ir.Node, opset: int, facts: Facts) -> _Plan:
+    scale, shift, mean = _affine(node, opset)
     last = _only_source(node.inputs[0], node)
     addition, linear = (last, _added(last)) if graphs.is_op(last, "Add") else (None, last)
     if not graphs.is_op(linear, *_LINEAR) or len(linear.inputs) < 2:
@@ -116,7 +91,7 @@ def _plan(node: ir.Node, model: ir.Model) -> _Plan:
         raise _Refused(f"the caller of its function sets attributes of {linear.op_type} before it")
     weights = _weights(linear)
     dtype = weights.dtype
-    rank = _rank(node, model) if linear.op_type == "MatMul" else 2 if linear.op_type == "Gemm" else weights.ndim
+    rank = _rank(node, facts) if linear.op_type == "MatMul" else 2 if linear.op_type == "Gemm" else weights.ndim
     channels = (-1,) + (1,) * (rank - 2)
     changes = [(linear, 1, _rounded(_double(weights) * _spread(scale, linear, weights.shape, rank), dtype))]
     own = _own_constant(linear)
@@ -137,6 +112,27 @@ def _plan(node: ir.Node, model: ir.Model) -> _Plan:
         own = own * linear.attributes.get_float("beta", 1.0)
     changes.append((linear, 2, _rounded(scale * ((0 if own is None else own) - mean) + shift, dtype)))
     return _Plan(linear, tuple(changes))
+
+
+def _carry_out(plan: _Plan, graph: ir.Graph, node: ir.Node, taken: Counter[str]) -> None:
+    """Change the constants of the nodes before a normalization, and let them compute what it did."""
+    for change in plan.changes:
+        graphs.set_constant(graph, *change, taken)
+    if plan.last.op_type == "Gemm":
+        plan.last.attributes.pop("beta", None)  # it is part of the new C
+    old, result = node.outputs[0], plan.last.outputs[0]
+    for key in [key for key in result.metadata_props if key.startswith(FACT_PREFIX)]:
+        del result.metadata_props[key]  # facts about the numbers before normalization
+    if plan.addend is not None:
+        graphs.become(node, "Add", [result, graphs.initializer(graph, plan.addend, f"{result.name}_bias", taken)])
+        return
+    result.name, result.type, result.shape = old.name, old.type, old.shape
+    result.metadata_props.update({key: fact for key, fact in old.metadata_props.items() if key.startswith(FACT_PREFIX)})
+    old.replace_all_uses_with(result, replace_graph_outputs=True)
+    parameters = [value for value in node.inputs[1:] if value is not None]
+    graph.remove(node, safe=True)
+    for value in parameters:
+        graphs.discard(value)
 
 
 def _affine(node: ir.Node, opset: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -215,11 +211,10 @@ def _spread(scale: np.ndarray, linear: ir.Node, shape: tuple[int, ...], rank: in
     return scale.reshape([-1 if i == axis else 1 for i in range(len(shape))])
 
 
-def _rank(node: ir.Node, model: ir.Model) -> int:
+def _rank(node: ir.Node, facts: Facts) -> int:
     value = node.inputs[0]
     assert value is not None
-    known = inference.infer(model).get(value)
-    dims = (known.dims() if known else None) or inference.dims(value.shape)
+    dims = sizes(facts, value) or inference.dims(value.shape)
     if dims is None:
         raise _Refused("the rank of MatMul before it is unknown, so its channel axis is too; run infer-shapes first")
     return len(dims)
@@ -245,25 +240,3 @@ def _rounded(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if not np.isfinite(rounded).all():
         raise _Refused(f"a folded constant is too large for {dtype} or not a number")
     return rounded
-
-
-def _set_constant(op: Any, node: ir.Node, index: int, array: np.ndarray) -> None:
-    """Make an input of a node this constant: in place, unless something else uses the one that is there."""
-    node.resize_inputs(max(index + 1, len(node.inputs)))
-    old = node.inputs[index]
-    if old is not None and old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_output():
-        old.const_value = ir.tensor(array, name=old.name)
-        old.type, old.shape = ir.TensorType(old.const_value.dtype), ir.Shape(array.shape)
-        return
-    base = old or node.inputs[1]
-    assert base is not None
-    name = f"{base.name}_{'bias' if old is None else 'folded'}"
-    node.replace_input_with(index, op.initializer(ir.tensor(array), _free_name(node, name)))
-    if old is not None:
-        graphs.discard(old)
-
-
-def _free_name(node: ir.Node, name: str) -> str:
-    """Return a name that no initializer of the node's graph has; the rewriter sees to other clashes."""
-    assert node.graph is not None
-    return graphs.fresh(name, Counter(list(node.graph.initializers)))

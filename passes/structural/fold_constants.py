@@ -17,7 +17,6 @@ first operator that raises.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,8 +25,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt import graphs, inference, io, scopes
-from graphopt.passbase import FACT_PREFIX, Pass, Result, param
+from graphopt.passbase import FACT_PREFIX, Result, param
 from graphopt.passes.structural._evaluator import OPERATORS, Call, Refused
+from graphopt.passes.structural._informed import Facts, Informed, dtype
 
 _QUANTIZATION = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
 _RANDOM = frozenset(
@@ -41,23 +41,29 @@ _RANDOM = frozenset(
         "RandomUniformLike",
     }
 )
-_MOVERS = frozenset({"Concat", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze"})
-"""Operators that move integers about without looking at them, so they can carry marks for unknown sizes."""
-_UNKNOWN = np.int64(-(2**62))
-"""The mark for a size that is not known."""
 _IR_VERSION = 4
 """First IR version in which an initializer need not be a graph input."""
 
 
 @dataclass(frozen=True)
-class FoldConstants(Pass):
+class FoldConstants(Informed):
     """Evaluate what does not depend on the inputs."""
 
-    max_growth: int = param(1024, "bytes by which folding one node may enlarge the model's tensors")
+    max_growth: int = param(1 << 16, "bytes by which folding one node may enlarge the model's tensors")
 
     def call(self, model: ir.Model) -> Result:
+        """Fold in place until nothing more is known; the report is that of `apply`, added up."""
+        count: Counter[str] = Counter()
+        again = True
+        while again:
+            result = self.apply(model, inference.infer(model))
+            count.update(result.report)
+            again = result.modified
+        return Result(model, bool(+count), dict(count), result.skipped)
+
+    def apply(self, model: ir.Model, facts: Facts) -> Result:
         """Fold in place; the report counts nodes folded, Constant nodes lifted, branches taken, and bytes added."""
-        folder = _Folder(model, self.max_growth)
+        folder = _Folder(model, self.max_growth, facts)
         folder.lift()
         while folder.fold() or folder.take_branch():
             pass
@@ -67,7 +73,7 @@ class FoldConstants(Pass):
 
 
 class _Folder:
-    def __init__(self, model: ir.Model, max_growth: int) -> None:
+    def __init__(self, model: ir.Model, max_growth: int, facts: Facts) -> None:
         self.count = {"folded": 0, "lifted": 0, "branches": 0}
         self.growth = 0
         self.registered = False
@@ -75,7 +81,7 @@ class _Folder:
         self._bodies = {function.graph for function in model.functions.values()}
         self._names = graphs.names(model)
         self._refused: dict[ir.Node, str] = {}
-        self._partial: dict[ir.Value, np.ndarray] = {}
+        self._facts = facts
 
     def rows(self) -> list[tuple[str, str]]:
         """Return why nodes with constant inputs stay."""
@@ -95,8 +101,6 @@ class _Folder:
     def fold(self) -> bool:
         """Fold every node that can be; return whether there was one."""
         before = self.count["folded"]
-        self._shapes = inference.infer(self._model)
-        self._partial.clear()
         opset = self._model.opset_imports.get("")
         for owner in scopes.roots(self._model):
             if owner.opset_imports.get("", opset) != opset:
@@ -123,55 +127,38 @@ class _Folder:
         if not node.inputs or graphs.is_op(node, "Constant") or any(graphs.subgraphs(node)):
             return
         try:
-            results = self._size(node) or self._results(node, opsets)
+            results = self._sizes(node) or self._results(node, opsets)
             if results is not None:
                 self._replace(node, results)
                 self.count["folded"] += 1
         except Refused as reason:
             self._refused[node] = str(reason)
 
-    def _size(self, node: ir.Node) -> list[np.ndarray | None] | None:
-        """Evaluate Shape and Size from a proven shape; remember a shape known in part."""
-        if not graphs.is_op(node, "Shape", "Size") or graphs.has_parameters(node) or node.inputs[0] is None:
+    def _sizes(self, node: ir.Node) -> list[np.ndarray | None] | None:
+        """Return what a node computes if that is a number of sizes that inference proves."""
+        known = self._facts.get(node.outputs[0]) if len(node.outputs) == 1 else None
+        elements = known.elements if known else None
+        type_ = dtype(self._facts, node.outputs[0])
+        if known is None or elements is None or type_ is None or not all(isinstance(e, int) for e in elements):
             return None
-        known = self._shapes.get(node.inputs[0])
-        dims = known.dims() if known else None
-        if dims is None:
+        shape = known.dims()
+        if (
+            shape not in ((), (len(elements),))
+            or node.op_type in _RANDOM | _QUANTIZATION
+            or graphs.has_parameters(node)
+        ):
             return None
-        if node.op_type == "Size":
-            sizes = [d for d in dims if isinstance(d, int)]
-            return [np.asarray(math.prod(sizes), np.int64)] if len(sizes) == len(dims) else None
-        chosen = dims[node.attributes.get_int("start", 0) : node.attributes.get_int("end", None)]
-        return self._complete(node, [np.asarray([d if isinstance(d, int) else _UNKNOWN for d in chosen], np.int64)])
+        return [np.asarray(elements, type_.numpy()).reshape(shape)]
 
     def _results(self, node: ir.Node, opsets: dict[str, int]) -> list[np.ndarray | None] | None:
-        """Evaluate a node whose inputs are known; None if they are not, or if the result is known in part."""
-        marked = {
-            value
-            for i, value in enumerate(node.inputs)
-            if value in self._partial and (i == 0 or node.op_type == "Concat")
-        }
-        others = [value for value in node.inputs if value is not None and value not in marked]
-        tensors = {value: graphs.constant(value) for value in others}
+        """Evaluate a node whose inputs are constant; None if they are not."""
+        tensors = {value: graphs.constant(value) for value in node.inputs if value is not None}
         if any(tensor is None for tensor in tensors.values()):
             return None
-        if marked:
-            if not graphs.is_op(node, *_MOVERS):
-                return None
-            tensors |= {value: ir.tensor(self._partial[value]) for value in marked}
         _check_foldable(node, list(tensors.values()), self._model.functions)
         call = Call(node, tensors, opsets)
         self._check_growth(node, call.nbytes)
-        results = call.run()
-        return self._complete(node, results) if marked else results
-
-    def _complete(self, node: ir.Node, results: list[np.ndarray | None]) -> list[np.ndarray | None] | None:
-        if not any((result == _UNKNOWN).any() for result in results if result is not None):
-            return results
-        for value, result in zip(node.outputs, results, strict=True):
-            if result is not None and result.dtype == np.int64:
-                self._partial[value] = result
-        return None
+        return call.run()
 
     def _check_growth(self, node: ir.Node, nbytes: int | None) -> int:
         freed = {value for value in node.inputs if value is not None and value.consumers() == (node,)}

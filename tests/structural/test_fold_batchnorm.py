@@ -118,7 +118,9 @@ def test_constants_that_would_overflow_are_not_made(parse):
     model.graph.initializers["v"].const_value = ir.tensor(np.float32([1, 1e-12, 1]), name="v")
     result = FoldBatchnorm()(model)
     assert not result.modified
-    assert result.skipped == [("BatchNormalization", "a folded constant is too large for float32 or not a number")]
+    assert result.skipped == [
+        ("BatchNormalization of 'n'", "a folded constant is too large for float32 or not a number")
+    ]
 
 
 def test_a_bias_that_is_left_out_by_an_empty_name(apply, parse):
@@ -209,7 +211,7 @@ def test_refused(apply, case):
         }}""",
     )
     assert not result.modified
-    assert result.skipped == [("BatchNormalization", reason)]
+    assert result.skipped == [("BatchNormalization of 'n'", reason)]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +224,7 @@ def test_refused(apply, case):
 def test_training_is_refused_by_attribute_or_number_of_outputs(parse, opset, norm):
     text = graph(*LINEAR["Conv"]).replace("n = BatchNormalization(l, s, b, m, v)", norm)
     result = FoldBatchnorm()(parse(f'<ir_version: 8, opset_import: ["": {opset}]>' + text))
-    assert result.skipped == [("BatchNormalization", "it runs in training mode")]
+    assert result.skipped == [("BatchNormalization of 'n'", "it runs in training mode")]
 
 
 def test_an_addition_that_changes_the_rank_is_refused(apply):
@@ -230,25 +232,27 @@ def test_an_addition_that_changes_the_rank_is_refused(apply):
     text = graph("float[3,4,1,1] x", "k = Conv(x, w) l = Add(k, c)", constants, 3, output="float[A,B,C,D] y")
     result = apply(FoldBatchnorm(), text.replace("[A,B,C,D] y", "[A,B,C,D,E] y"))
     assert result.skipped == [
-        ("BatchNormalization", "it follows an Add of a constant that is not one number per channel")
+        ("BatchNormalization of 'n'", "it follows an Add of a constant that is not one number per channel")
     ]
 
 
 def test_another_number_of_channels_is_refused(parse):
     model = parse(graph("float[N,4,6] x", "l = ConvTranspose(x, w)", [tensor("w", 4, 3, 3)], 6))
-    assert FoldBatchnorm()(model).skipped == [("BatchNormalization", "ConvTranspose before it has 3 channels, not 6")]
+    assert FoldBatchnorm()(model).skipped == [
+        ("BatchNormalization of 'n'", "ConvTranspose before it has 3 channels, not 6")
+    ]
 
 
 def test_statistics_per_element_are_refused(parse):
     model = parse('<ir_version: 8, opset_import: ["": 8]>' + graph(*LINEAR["Conv"], norm="<spatial = 0>"))
     assert FoldBatchnorm()(model).skipped == [
-        ("BatchNormalization", "it has statistics per element (spatial=0), not per channel")
+        ("BatchNormalization of 'n'", "it has statistics per element (spatial=0), not per channel")
     ]
 
 
 def test_old_operator_sets_are_refused(parse):
     model = parse('<ir_version: 3, opset_import: ["": 6]>' + graph(*LINEAR["Conv"], norm="<is_test = 1>"))
-    assert FoldBatchnorm()(model).skipped == [("BatchNormalization", "opset 6 is below 7")]
+    assert FoldBatchnorm()(model).skipped == [("BatchNormalization of 'n'", "opset 6 is below 7")]
 
 
 @pytest.mark.parametrize(
@@ -261,7 +265,7 @@ def test_old_operator_sets_are_refused(parse):
 )
 def test_matmul_whose_channels_are_elsewhere(apply, inputs, weight, reason):
     result = apply(FoldBatchnorm(), graph(inputs, "l = MatMul(x, w)", [tensor("w", *weight)], 3))
-    assert result.skipped == [("BatchNormalization", reason)]
+    assert result.skipped == [("BatchNormalization of 'n'", reason)]
 
 
 def test_matmul_of_unknown_rank(parse):
@@ -289,7 +293,7 @@ def test_subgraphs(apply, ops, parse, condition):
     feeds = {"x": np.float32(RNG.standard_normal((2, 3, 2, 2))), "k": np.array(condition)}
     result = apply(FoldBatchnorm(), model, feeds, rtol=1e-5)
     assert result.report == {"rewritten": 2}
-    assert result.skipped == [("BatchNormalization", "nothing in its graph computes its input")]
+    assert result.skipped == [("BatchNormalization of 'q'", "nothing in its graph computes its input")]
     assert ops(model) == ["Conv", "If", "Conv", "Conv", "BatchNormalization"]
 
 
@@ -314,7 +318,7 @@ def test_functions_are_refused(apply):
         <domain: "f", opset_import: ["": 18]>
         f (x, w, s, b, m, v) => (y) {{ l = Conv(x, w) y = BatchNormalization(l, s, b, m, v) }}""",
     )
-    assert result.skipped == [("BatchNormalization", "it is inside a function, which cannot hold initializers")]
+    assert result.skipped == [("BatchNormalization of 'y'", "it is inside a function, which cannot hold initializers")]
 
 
 def test_outputs_keep_names_and_declarations(apply, parse):
