@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass
 
-from graphopt import graphs, inference
+from graphopt import graphs, inference, runtime
 from graphopt.passbase import PreconditionError
 
 
@@ -16,17 +16,8 @@ def tensors(graph: ir.Graph) -> dict[str, ir.Value]:
     return {value.name: value for value in graphs.definitions(graph) if value.name}
 
 
-def sources(node: ir.Node) -> Iterator[ir.Value]:
-    """Yield the values of its own graph that a node reads, those that its bodies capture included."""
-    used = [*node.inputs]
-    for body in graphs.subgraphs(node):
-        used += [value for inner in body.all_nodes() for value in inner.inputs]
-        used += [value for graph in (body, *body.subgraphs()) for value in graph.outputs]
-    yield from (value for value in used if value is not None and value.graph is node.graph)
-
-
 def ancestors(values: Iterable[ir.Value], stop: Collection[ir.Value] = ()) -> tuple[set[ir.Node], set[ir.Value]]:
-    """Return what values of one graph depend on.
+    """Return what values of a main graph depend on.
 
     Args:
         values: where to begin.
@@ -45,7 +36,7 @@ def ancestors(values: Iterable[ir.Value], stop: Collection[ir.Value] = ()) -> tu
             ends.add(value)
         elif node not in nodes:
             nodes.add(node)
-            waiting.extend(sources(node))
+            waiting.extend(v for v in (*node.inputs, *graphs.captured(node)) if v is not None)
     return nodes, ends
 
 
@@ -62,11 +53,14 @@ def extract(model: ir.Model, inputs: Sequence[ir.Value], outputs: Sequence[ir.Va
         outputs: values of the main graph.
 
     Raises:
-        PreconditionError: a new input or output has no type that inference could tell.
+        PreconditionError: a new input or output has no type that inference could tell, or an input is a sequence.
     """
     graph = model.graph
     nodes, ends = ancestors(outputs, set(inputs))
     declare(model, [*inputs, *outputs])
+    for value in inputs:
+        if not isinstance(value.type, ir.TensorType):
+            raise PreconditionError(f"'{value.name}' is no tensor, and cannot be fed; cut elsewhere")
     defaults = [value for value in graph.inputs if value.is_initializer() and value in ends and value not in inputs]
     constants = [
         value
@@ -93,8 +87,9 @@ def extract(model: ir.Model, inputs: Sequence[ir.Value], outputs: Sequence[ir.Va
 def declare(model: ir.Model, values: Iterable[ir.Value]) -> None:
     """Give inner values what a graph's inputs and outputs must have: a type, and a shape that holds at any size.
 
-    A declared size that is not proven may be stale, a traced batch for example, in a model whose inputs have dynamic
-    axes; there it becomes a dynamic axis.
+    An operator that no inference knows is taken to return what its first input is; a run will tell. A declared size that
+    is not proven may be stale, a traced batch for example, in a model whose inputs have dynamic axes; there it becomes a
+    dynamic axis.
 
     Raises:
         PreconditionError: the type of one is unknown.
@@ -103,15 +98,13 @@ def declare(model: ir.Model, values: Iterable[ir.Value]) -> None:
     if not inner:
         return
     known = inference.infer(model)
-    sized = all(isinstance(dim, int) for value in model.graph.inputs for dim in inference.dims(value.shape) or (None,))
+    ports = runtime.ports(model.graph.inputs)
+    sized = all(port.shape is not None and all(isinstance(dim, int) for dim in port.shape) for port in ports)
     for value in inner:
         found = known.get(value, inference.Known(None, None))
-        value.type = found.type or value.type
+        value.type = _type(value, known)
         if value.type is None:
-            raise PreconditionError(
-                f"the type of '{value.name}' is not declared, and no shape inference knows the operators before it; "
-                "cut elsewhere"
-            )
+            raise PreconditionError(f"the type of '{value.name}' is not declared and cannot be inferred; cut elsewhere")
         shape = found.refines(value.shape)
         proven = found.dims() or ()
         value.shape = shape
@@ -120,3 +113,22 @@ def declare(model: ir.Model, values: Iterable[ir.Value]) -> None:
             value.shape = ir.Shape(
                 [None if isinstance(d, int) and p is None else d for d, p in zip(shape, proven, strict=True)]
             )
+
+
+def shapeless(values: Iterable[ir.Value]) -> list[tuple[str, str]]:
+    """Return a row to report for every value of a graph's interface that has no shape."""
+    reason = "its rank is unknown, so no shape is declared, which ONNX Runtime accepts and onnx.checker does not"
+    return [
+        (value.name or "", reason) for value in values if value.shape is None and isinstance(value.type, ir.TensorType)
+    ]
+
+
+def _type(value: ir.Value, known: Mapping[ir.Value, inference.Known]) -> ir.TypeProtocol | None:
+    found: ir.Value | None = value
+    while found is not None:
+        type_ = (known[found].type if found in known else None) or found.type
+        node = found.producer()
+        if type_ is not None or node is None:
+            return type_
+        found = next((source for source in node.inputs if source is not None), None)
+    return None

@@ -116,6 +116,7 @@ def infer(model: ir.Model) -> dict[ir.Value, Known]:
         return known | plain
     symbolic = {} if _may_make_long_vectors(blank) else _symbolic(model, blank, names)
     if not plain and not (symbolic and all(map(_is_complete, symbolic.values()))):
+        _forget_declarations(blank)
         plain = _plain(model, blank, names)
     for node in model.graph.all_nodes():
         for value in node.outputs:
@@ -130,21 +131,20 @@ def infer(model: ir.Model) -> dict[ir.Value, Known]:
 
 
 def _symbolic(model: ir.Model, blank: ir.Model, names: set[str]) -> dict[ir.Value, Known]:
-    """Return what onnx-shape-inference proves, which reads no shapes into names that it makes up."""
-    copy = blank.clone()
+    """Return what onnx-shape-inference proves; it writes its proofs into `blank`."""
     log = logging.getLogger("onnx_shape_inference")
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
         onnx_shape_inference.infer_symbolic_shapes(
-            copy, policy="override", warn_on_missing=False, adopt_declared_symbols=False
+            blank, policy="override", warn_on_missing=False, adopt_declared_symbols=False
         )
     except _FAILURES:
         return {}
     finally:
         log.setLevel(level)
     found = {}
-    for node, twin in zip(model.graph.all_nodes(), copy.graph.all_nodes(), strict=True):
+    for node, twin in zip(model.graph.all_nodes(), blank.graph.all_nodes(), strict=True):
         for value, known in zip(node.outputs, twin.outputs, strict=True):
             data = known.metadata_props.get(onnx_shape_inference.SYM_DATA_KEY)
             found[value] = Known(
@@ -205,6 +205,7 @@ def _merged(first: Known, second: Known) -> Known:
 
 def _without_weights_and_declarations(model: ir.Model) -> ir.Model:
     blank = model.clone()
+    _forget_declarations(blank)
     for graph in blank.graphs():
         for value in list(graph.initializers.values()):
             if value.is_graph_input():
@@ -218,13 +219,18 @@ def _without_weights_and_declarations(model: ir.Model) -> ir.Model:
             tensor = graphs.attribute(node, "value") if graphs.is_op(node, "Constant") else None
             if tensor is not None and tensor.type == ir.AttributeType.TENSOR:
                 node.attributes.add(ir.AttrTensor("value", _outline(tensor.as_tensor())))
+    return blank
+
+
+def _forget_declarations(model: ir.Model) -> None:
+    for graph in model.graphs():
+        for node in graph:
             for value in node.outputs:
                 value.type = value.shape = value.const_value = None
                 value.metadata_props.clear()
-        if graph is not blank.graph:
+        if graph is not model.graph:
             for value in graph.inputs:
                 value.shape = None
-    return blank
 
 
 def _outline(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
@@ -255,6 +261,6 @@ def _has_long_vector(model: ir.Model) -> bool:
 
 
 def _proven(shape: ir.Shape | None, names: set[str]) -> ir.Shape | None:
-    if shape is None:
-        return None
+    if shape is None or all(isinstance(d, int) or d.value in names for d in shape):
+        return shape
     return ir.Shape([d if isinstance(d, int) or d.value in names else None for d in shape])

@@ -54,7 +54,8 @@ def _domains_imported(_: ir.Model, after: ir.Model) -> str | None:
 
 def _no_private_operators(before: ir.Model, after: ir.Model) -> str | None:
     known = STANDARD_DOMAINS | {node.domain for node in io.nodes(before)}
-    private = {node.domain for node in io.nodes(after)} - known
+    foreign = (node for node in io.nodes(after) if node.op_identifier() not in after.functions)
+    private = {node.domain for node in foreign} - known
     return f"operators of private domain '{min(private)}' appeared" if private else None
 
 

@@ -48,6 +48,7 @@ class Split:
         handed_over: the tensors that the tail takes from the head: those of `cut` and all others that cross it.
         head, tail: the parts.
         runs: on how many inputs both were verified.
+        notes: `(tensor, reason)` for what could not be declared.
     """
 
     input: str
@@ -56,6 +57,7 @@ class Split:
     head: Part
     tail: Part
     runs: int
+    notes: Sequence[tuple[str, str]]
 
     def to_json(self) -> dict[str, Any]:
         """Return the object of `split --json`."""
@@ -69,6 +71,7 @@ def split(
     tail: str | Path,
     *,
     data: Source | None = None,
+    rtol: float = EXACT.rtol,
     target: str | Target = "cpu",
     seed: int = 0,
 ) -> Split:
@@ -82,6 +85,7 @@ def split(
         tensors: names of node outputs of the main graph.
         head, tail: paths to write.
         data: inputs to verify on; by default seeded random ones.
+        rtol: largest error that counts as equal (see `graphopt.compare.same`).
         target: where to verify.
         seed: of the random inputs.
 
@@ -101,13 +105,14 @@ def split(
     feeds = pipeline.feeds_for(start, source, seed, str(model))
     cut = _cut(start.model.graph, tensors, str(model))
     parts = [_part(start.model, names, seed) for names in (cut.head, cut.tail)]
-    _verify(start.model, cut, parts, feeds, place)
+    _verify(start.model, cut, parts, feeds, place, rtol)
     sizes = io.save_all(dict(zip((head, tail), parts, strict=True)))
     made = [
         Part(str(path), ports[0], ports[1], pipeline.measure(part)[0], size)
         for path, ports, part, size in zip((head, tail), (cut.head, cut.tail), parts, sizes, strict=True)
     ]
-    return Split(str(model), list(tensors), [v.name or "" for v in cut.crossing], made[0], made[1], len(feeds))
+    notes = cutting.shapeless(value for part in parts for value in part.graph.outputs)
+    return Split(str(model), list(tensors), _named(cut.crossing), made[0], made[1], len(feeds), notes)
 
 
 _Ports = tuple[list[str], list[str]]
@@ -140,9 +145,6 @@ def _cut(graph: ir.Graph, names: Sequence[str], model: str) -> _Cut:
     for value in values:
         if value not in crossing and value not in ready:
             raise UserError(f"{model}: the tail would not read '{value.name}'; leave it out")
-    for value in crossing:
-        if value.type is not None and not isinstance(value.type, ir.TensorType):
-            raise UserError(f"{model}: '{value.name}' crosses the cut and is no tensor; cut elsewhere")
     outputs = [*crossing, *(value for value in ready if value not in crossing)]
     needed = cutting.ancestors(outputs)[1]
     inputs = [
@@ -182,7 +184,9 @@ def _part(model: ir.Model, ports: _Ports, seed: int) -> ir.Model:
     return part
 
 
-def _verify(model: ir.Model, cut: _Cut, parts: Sequence[ir.Model], feeds: Sequence[Arrays], place: Target) -> None:
+def _verify(
+    model: ir.Model, cut: _Cut, parts: Sequence[ir.Model], feeds: Sequence[Arrays], place: Target, rtol: float
+) -> None:
     """Compare with the whole, in which the same tensors are visible, as that decides what a runtime fuses.
 
     Raises:
@@ -197,8 +201,10 @@ def _verify(model: ir.Model, cut: _Cut, parts: Sequence[ir.Model], feeds: Sequen
             given = {**arrays, **middle}
             found = {**middle, **tail.run({name: given[name] for name in cut.tail[0]})}
             expected, actual = ({k: v for k, v in r.items() if k not in inner} for r in (whole.run(arrays), found))
-            reason = compare.first_mismatch(expected, actual, EXACT.rtol)
+            reason = compare.first_mismatch(expected, actual, rtol)
             if reason:
-                raise GateError(f"{reason}, when the tail follows the head; nothing was written")
+                raise GateError(
+                    f"{reason}, when the tail follows the head; nothing was written; raise rtol if that is close enough"
+                )
     except runtime.ExecutionError as error:
         raise GateError(f"a part does not run: {error}; nothing was written") from None

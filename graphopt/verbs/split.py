@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 @click.option("--head", required=True, metavar="A", help="Path of the first part to write.")
 @click.option("--tail", required=True, metavar="B", help="Path of the second part to write.")
 @_options.data
+@click.option(
+    "--rtol",
+    type=click.FloatRange(0),
+    default=1e-4,
+    show_default=True,
+    help="Largest relative error that counts as equal.",
+)
 @_options.target
 @_options.seed
 @_options.as_json
@@ -40,6 +47,8 @@ def command(model: str, tensors: str, head: str, tail: str, as_json: bool, **opt
     more = [name for name in done.handed_over if name not in done.cut]
     if more:
         out.print(f"handed over, too: {', '.join(more)}", soft_wrap=True)
+    for name, reason in done.notes:
+        out.print(f"{name}: {reason}", soft_wrap=True)
     out.print(f"verified on {done.runs} inputs", soft_wrap=True)
 
 

@@ -7,12 +7,25 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from graphopt import inference
+from graphopt import graphs, inference
 from graphopt.passbase import Pass, Result
 
-Facts = dict[ir.Value, inference.Known]
-"""What inference proved about the values of a model. It stays true while exact passes rewrite the model, since no value
-changes; what a pass adds is absent, unless it writes it in."""
+
+class Facts(dict[ir.Value, inference.Known]):
+    """What inference proved about the values of a model.
+
+    It stays true while exact passes rewrite the model, since no value changes; what a pass adds is absent, unless it
+    writes it in.
+
+    Attributes:
+        graphs: the main graph and its subgraphs.
+        names: how many values bear each name; passes that name values keep it up to date.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        super().__init__(inference.infer(model))
+        self.graphs = [model.graph, *model.graph.subgraphs()]
+        self.names = graphs.names(model)
 
 
 class Informed(Pass):
@@ -20,19 +33,19 @@ class Informed(Pass):
 
     def call(self, model: ir.Model) -> Result:
         """Gather the facts, and apply the pass."""
-        return self.apply(model, inference.infer(model))
+        return self.apply(model, Facts(model))
 
     @abc.abstractmethod
     def apply(self, model: ir.Model, facts: Facts) -> Result:
         """Transform `model` in place and say truthfully whether anything changed."""
 
 
-def sites(model: ir.Model, *op_types: str) -> Iterator[tuple[ir.Graph, ir.Node]]:
+def sites(facts: Facts, *op_types: str) -> Iterator[tuple[ir.Graph, ir.Node]]:
     """Yield the standard nodes of these operators, with their graph, in order; functions, about which nothing is known, are left out.
 
     A pass may remove nodes while it goes on; those are not yielded.
     """
-    for graph in [model.graph, *model.graph.subgraphs()]:
+    for graph in facts.graphs:
         for node in list(graph):
             if node.op_type in op_types and node.domain == "" and node.graph is graph:
                 yield graph, node

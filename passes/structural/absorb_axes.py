@@ -37,8 +37,8 @@ class AbsorbAxes(Informed):
 
     def apply(self, model: ir.Model, facts: Facts) -> Result:
         """Absorb in place; the report counts the Squeezes and Unsqueezes that went."""
-        taken, opset, absorbed = graphs.names(model), model.opset_imports.get("", 1), 0
-        for graph, node in sites(model, "Reshape", "Flatten", "Squeeze", "Unsqueeze"):
+        taken, opset, absorbed = facts.names, model.opset_imports.get("", 1), 0
+        for graph, node in sites(facts, "Reshape", "Flatten", "Squeeze", "Unsqueeze"):
             value = node.inputs[0]
             before = value.producer() if value is not None else None
             if value is None or before is None or before.graph is not graph or graphs.sole_use(value) is not node:

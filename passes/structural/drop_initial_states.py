@@ -28,7 +28,7 @@ class DropInitialStates(Informed):
     def apply(self, model: ir.Model, facts: Facts) -> Result:
         """Leave them out in place; the report counts them."""
         dropped = 0
-        for _, node in sites(model, *_STATES):
+        for _, node in sites(facts, *_STATES):
             for index in _STATES[node.op_type]:
                 state = node.inputs[index] if index < len(node.inputs) else None
                 if state is not None and _is_zero(state, _DEPTH):

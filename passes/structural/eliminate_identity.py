@@ -35,7 +35,7 @@ class EliminateIdentity(Informed):
 
     def apply(self, model: ir.Model, facts: Facts) -> Result:
         """Remove them in place; the report counts them by operator."""
-        names = graphs.names(model)
+        names = facts.names
         removed: dict[str, int] = {}
         skipped: list[tuple[str, str]] = []
         for owner in scopes.roots(model):

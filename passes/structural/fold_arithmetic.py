@@ -39,9 +39,9 @@ class FoldArithmetic(Informed):
 
     def apply(self, model: ir.Model, facts: Facts) -> Result:
         """Simplify in place; the report counts the operators that went, by kind."""
-        rules = _Rules(facts, graphs.names(model), model.opset_imports.get("", 1))
+        rules = _Rules(facts, facts.names, model.opset_imports.get("", 1))
         count: Counter[str] = Counter()
-        for graph, node in sites(model, *rules.table):
+        for graph, node in sites(facts, *rules.table):
             count[node.op_type] += rules.table[node.op_type](graph, node)
         return Result(model, bool(+count), dict(+count))
 

@@ -46,7 +46,7 @@ class FoldBatchnorm(Informed):
 
     def apply(self, model: ir.Model, facts: Facts) -> Result:
         """Fold in place; the report counts the normalizations that went."""
-        taken, folded, skipped = graphs.names(model), 0, []
+        taken, folded, skipped = facts.names, 0, []
         bodies = {function.graph for function in model.functions.values()}
         for graph in graphs.every(model):
             for node in [node for node in graph if graphs.is_op(node, "BatchNormalization")]:

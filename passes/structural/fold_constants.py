@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import graphs, inference, io, scopes
+from graphopt import graphs, io, scopes
 from graphopt.passbase import FACT_PREFIX, Result, param
 from graphopt.passes.structural._evaluator import OPERATORS, Call, Refused
 from graphopt.passes.structural._informed import Facts, Informed, dtype
@@ -56,7 +56,7 @@ class FoldConstants(Informed):
         count: Counter[str] = Counter()
         again = True
         while again:
-            result = self.apply(model, inference.infer(model))
+            result = self.apply(model, Facts(model))
             count.update(result.report)
             again = result.modified
         return Result(model, bool(+count), dict(count), result.skipped)
@@ -79,7 +79,7 @@ class _Folder:
         self.registered = False
         self._model, self._max_growth = model, max_growth
         self._bodies = {function.graph for function in model.functions.values()}
-        self._names = graphs.names(model)
+        self._names = facts.names
         self._refused: dict[ir.Node, str] = {}
         self._facts = facts
 
@@ -120,6 +120,7 @@ class _Folder:
             if branch is not None:
                 self._inline(node, branch.as_graph())
                 self.count["branches"] += 1
+                self._facts.graphs = [self._model.graph, *self._model.graph.subgraphs()]
                 return True
         return False
 

@@ -37,10 +37,10 @@ class FoldScales(Informed):
         """Fold in place; the report counts what went after and before a linear operator."""
         count = {"after": 0, "before": 0}
         if model.opset_imports.get("", 1) >= _FIRST_OPSET:
-            folder = _Folder(facts, graphs.names(model))
-            for graph, node in sites(model, *_SCALES, *_SHIFTS):
+            folder = _Folder(facts, facts.names)
+            for graph, node in sites(facts, *_SCALES, *_SHIFTS):
                 count["after"] += folder.after(graph, node)
-            for graph, node in sites(model, "Conv", "Gemm", "MatMul"):
+            for graph, node in sites(facts, "Conv", "Gemm", "MatMul"):
                 while folder.before(graph, node):
                     count["before"] += 1
         return Result(model, any(count.values()), count)

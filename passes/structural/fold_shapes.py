@@ -37,10 +37,10 @@ class FoldShapes(Informed):
 
     def apply(self, model: ir.Model, facts: Facts) -> Result:
         """Simplify in place; the report counts targets that became constants and vectors that are shared."""
-        taken, opset = graphs.names(model), model.opset_imports.get("", 1)
+        taken, opset = facts.names, model.opset_imports.get("", 1)
         constant = _fix_targets(model, facts, taken) if opset >= _SHAPE_IS_INPUT else 0
         sharer = _Sharer(facts, taken, opset)
-        for graph in [model.graph, *model.graph.subgraphs()]:
+        for graph in facts.graphs:
             sharer.visit(graph)
         count = {"targets": constant, "shared": sharer.shared, "shapes": sharer.shapes}
         return Result(model, any(count.values()), count)
@@ -48,7 +48,7 @@ class FoldShapes(Informed):
 
 def _fix_targets(model: ir.Model, facts: Facts, taken: Counter[str]) -> int:
     count = 0
-    for graph, node in sites(model, "Reshape"):
+    for graph, node in sites(facts, "Reshape"):
         if len(node.inputs) < 2 or graphs.constant(node.inputs[1]) is not None:
             continue
         sizes_ = target(sizes(facts, node.inputs[0]), sizes(facts, node.outputs[0]))

@@ -30,7 +30,7 @@ class FuseGemm(Informed):
         """Join in place; the report counts the additions that went."""
         fused = 0
         if model.opset_imports.get("", 1) >= _BROADCASTS:
-            for graph, node in sites(model, "Add"):
+            for graph, node in sites(facts, "Add"):
                 fused += any(_fuse(graph, node, side, facts) for side in (0, 1))
         return Result(model, bool(fused), {"fused": fused})
 

@@ -42,8 +42,8 @@ class MergeReshapes(Informed):
         opset = model.opset_imports.get("", 1)
         if opset < _SHAPE_IS_INPUT:
             return Result(model, False, {"merged": 0})
-        taken, merged = graphs.names(model), 0
-        for graph, node in sites(model, *RESHAPES):
+        taken, merged = facts.names, 0
+        for graph, node in sites(facts, *RESHAPES):
             while node.graph is graph and _merge(graph, node, facts, taken, opset):
                 merged += 1
         return Result(model, bool(merged), {"merged": merged})

@@ -13,9 +13,9 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from graphopt import inference, registry
+from graphopt import registry
 from graphopt.passbase import Pass, Result, param
-from graphopt.passes.structural._informed import Informed
+from graphopt.passes.structural._informed import Facts, Informed
 
 _STAGES = (
     "eliminate-identity",
@@ -53,7 +53,7 @@ class Simplify(Pass):
         changed["freeze-defaults"] += _make("freeze-defaults", habit=True).call(model).modified
         for _ in range(_ROUNDS):
             skipped.clear()
-            facts, again = inference.infer(model), False
+            facts, again = Facts(model), False
             for stage in stages:
                 result = stage.apply(model, facts) if isinstance(stage, Informed) else stage.call(model)
                 again |= result.modified

@@ -26,8 +26,8 @@ class SplitSequences(Informed):
         """Rewrite in place; the report counts the sequences that went."""
         count = 0
         if model.opset_imports.get("", 1) >= _SIZES_ARE_INPUT:
-            taken = graphs.names(model)
-            for graph, node in sites(model, "SplitToSequence"):
+            taken = facts.names
+            for graph, node in sites(facts, "SplitToSequence"):
                 lengths = _lengths(node, facts)
                 picks = _picks(node, graph, len(lengths)) if lengths else None
                 if lengths and picks is not None:

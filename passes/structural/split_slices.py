@@ -29,11 +29,11 @@ class SplitSlices(Informed):
     def apply(self, model: ir.Model, facts: Facts) -> Result:
         """Join in place; the report counts the Slices that went and the Splits that came."""
         count = {"slices": 0, "splits": 0}
-        opset, taken = model.opset_imports.get("", 1), graphs.names(model)
+        opset, taken = model.opset_imports.get("", 1), facts.names
         if opset < _BOUNDS_ARE_INPUTS:
             return Result(model, False, count)
         groups: dict[tuple[ir.Graph, ir.Value, int], list[_Piece]] = defaultdict(list)
-        for graph, node in sites(model, "Slice"):
+        for graph, node in sites(facts, "Slice"):
             cut = _cut(node, facts)
             if cut is not None:
                 axis, start, end = cut

@@ -128,3 +128,45 @@ def test_only_candidates_are_read(parse):
     )
     model.graph.initializers["u"].const_value = Unreadable(np.float32([1, 2]), name="u")
     assert not DeduplicateInitializers()(model).modified
+
+
+def test_constant_nodes_merge_with_each_other_and_with_initializers(apply, parse, ops):
+    model = parse("""
+    g (float[2] x, bool c) => (float[2] y) <float[2] w = {1, 2}> {
+        a = Constant<value = float[2] {1, 2}>()
+        b = Constant<value_floats = [3.0, 4.0]>()
+        d = Mul(x, a)
+        e = Mul(d, b)
+        f = Mul(e, w)
+        y = If(c) <
+            then_branch = t () => (float[2] p) { g = Constant<value = float[2] {3, 4}>() p = Add(f, g) },
+            else_branch = e () => (float[2] q) { h = Constant<value = float[2] {5, 6}>() q = Add(f, h) }>
+    }
+    """)
+    feeds = {"x": np.float32([1, 2]), "c": np.array(True)}
+    assert apply(DeduplicateInitializers(), model, feeds).report == {"merged": 2, "bytes": 16}
+    assert ops(model).count("Constant") == 2
+    assert list(model.graph.initializers) == ["w"]
+
+
+def test_constant_nodes_of_functions(apply, parse, ops):
+    model = parse("""<ir_version: 9, opset_import: ["": 18, "f": 1]>
+    g (float[2] x) => (float[2] y) <float[2] w = {1, 2}> { a = f.f(x) y = Mul(a, w) }
+    <domain: "f", opset_import: ["": 18]> f (a) => (b) {
+        k = Constant<value = float[2] {1, 2}>()
+        c = Mul(a, k)
+        l = Constant<value = float[2] {1, 2}>()
+        b = Mul(c, l)
+    }""")
+    assert apply(DeduplicateInitializers(), model).report["merged"] == 1
+    assert ops(next(iter(model.functions.values())).graph) == ["Constant", "Mul", "Mul"]
+
+
+def test_a_constant_node_that_is_an_output_stays(apply, parse):
+    model = parse("""
+    g (float[2] x) => (float[2] y, float[2] k) {
+        k = Constant<value = float[2] {1, 2}>()
+        l = Constant<value = float[2] {1, 2}>()
+        y = Mul(x, l)
+    }""")
+    assert not apply(DeduplicateInitializers(), model).modified
