@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from graphopt import registry
+from graphopt.errors import did_you_mean
 from graphopt.passbase import Pass, Result, param
 from graphopt.passes.structural._informed import Facts, Informed
 
@@ -24,12 +25,16 @@ _STAGES = (
     "split-sequences",
     "merge-slices",
     "split-slices",
+    "merge-transposes",
+    "drop-expands",
+    "fold-pads",
     "merge-reshapes",
     "absorb-axes",
     "fold-arithmetic",
     "fold-batchnorm",
     "fuse-gemm",
     "fold-scales",
+    "recompose",
     "eliminate-common-subexpressions",
     "eliminate-dead-code",
 )
@@ -43,9 +48,19 @@ class Simplify(Pass):
 
     max_growth: int = param(1 << 16, "bytes by which folding one node may enlarge the model's tensors")
 
+    without: tuple[str, ...] = param((), "passes to leave out, such as recompose or fuse-gemm")
+
+    def __post_init__(self) -> None:
+        known = {"fold-constants", *_STAGES}
+        for name in self.without:
+            if name not in known:
+                raise ValueError(f"'{name}' is not part of it{did_you_mean(name, known)}")
+
     def call(self, model: ir.Model) -> Result:
         """Simplify in place; the report counts the rounds in which each pass did something."""
-        stages = [_make("fold-constants", max_growth=self.max_growth), *map(_make, _STAGES)]
+        stages = [_make(name) for name in _STAGES if name not in self.without]
+        if "fold-constants" not in self.without:
+            stages.insert(0, _make("fold-constants", max_growth=self.max_growth))
         changed: Counter[str] = Counter()
         skipped: dict[tuple[str, str], None] = {}
         if model.functions:
@@ -59,10 +74,12 @@ class Simplify(Pass):
                 again |= result.modified
                 changed[stage.pass_name()] += result.modified
                 skipped.update(dict.fromkeys(result.skipped))
+            if not again:  # reading all weights is dear, and seldom leads to anything
+                again = _make("deduplicate-initializers").call(model).modified
+                changed["deduplicate-initializers"] += again
             if not again:
                 break
-        changed["deduplicate-initializers"] += _make("deduplicate-initializers").call(model).modified
-        return Result(model, bool(changed.total()), dict(+changed), list(skipped))
+        return Result(model, bool(changed.total()), dict(+changed), list(skipped), parts=stages)
 
 
 def _make(name: str, **fields: Any) -> Pass:
