@@ -7,8 +7,10 @@ might be misled (the body of a Loop may change the shape of what it carries), ON
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
+from collections.abc import Mapping
 
 import onnx
 import onnx_ir as ir
@@ -36,6 +38,12 @@ _ENDLESS = (2**31 - 1, 2**63 - 1)
 """What means "to the end" in a Slice, and is no size."""
 _GROWING = ("Concat", "ConstantOfShape", "Expand", "Range", "Tile")
 """Operators that onnx-shape-inference writes out element by element."""
+
+_BROADCASTING = (
+    "Add", "And", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Expand", "Greater", "GreaterOrEqual",
+    "Less", "LessOrEqual", "MatMul", "Max", "Mean", "Min", "Mod", "Mul", "Or", "Pow", "PRelu", "Sub", "Sum", "Where",
+    "Xor",
+)  # fmt: skip
 
 Dim = int | str | None
 """A size: a number, an expression of axes of graph inputs or of unknown sizes, or nothing known."""
@@ -153,7 +161,54 @@ def _symbolic(model: ir.Model, blank: ir.Model, names: set[str]) -> dict[ir.Valu
                 dims(known.shape),
                 None if data is None else tuple(map(_number, json.loads(data))),
             )
-    return found
+    return found | _doubtful(model, found)
+
+
+def _doubtful(model: ir.Model, found: Mapping[ir.Value, Known]) -> dict[ir.Value, Known]:
+    """Return what is left of proofs that rest on two sizes being equal because an operator broadcasts them.
+
+    onnx-shape-inference takes Add of [K] and [N] to be [K]. It is [N] where K is 1.
+    """
+    shapes = {value: dims(value.shape) for value in model.graph.inputs} | {v: known.sizes for v, known in found.items()}
+    doubts: dict[ir.Value, frozenset[str]] = {}
+    for node in model.graph.all_nodes():
+        names = frozenset().union(*(doubts.get(value, frozenset()) for value in node.inputs if value is not None))
+        names |= _broadcast_names(node, shapes, found)
+        if names:
+            doubts.update(dict.fromkeys(node.outputs, names))
+    return {value: _without(found[value], names) for value, names in doubts.items() if value in found}
+
+
+def _broadcast_names(
+    node: ir.Node, shapes: Mapping[ir.Value, tuple[Dim, ...] | None], found: Mapping[ir.Value, Known]
+) -> frozenset[str]:
+    """Return the different sizes that a node broadcasts together."""
+    if not graphs.is_op(node, *_BROADCASTING):
+        return frozenset()
+    operands = [shapes.get(value) or () for value in node.inputs if value is not None]
+    if node.op_type == "MatMul":
+        operands = [shape[:-2] for shape in operands]
+    elif node.op_type == "Expand":
+        known = found.get(node.inputs[1]) if node.inputs[1] is not None else None
+        operands[1] = (known.elements if known else None) or ()
+    names: set[str] = set()
+    for sizes in itertools.zip_longest(*(reversed(shape) for shape in operands), fillvalue=1):
+        different = {size for size in sizes if isinstance(size, str)}
+        if len(different) > 1 and all(size == 1 or isinstance(size, str) for size in sizes):
+            names |= different
+    return frozenset(names)
+
+
+def _without(known: Known, names: frozenset[str]) -> Known:
+    """Return a proof without the sizes in which one of these names occurs."""
+
+    def certain(size: Dim) -> Dim:
+        return None if isinstance(size, str) and any(name in size for name in names) else size
+
+    sizes = None if known.sizes is None else tuple(map(certain, known.sizes))
+    elements = None if known.elements is None else tuple(map(certain, known.elements))
+    shape = None if known.shape is None else ir.Shape(map(certain, dims(known.shape) or ()))
+    return Known(known.type, shape, sizes, elements)
 
 
 def _plain(model: ir.Model, blank: ir.Model, names: set[str]) -> dict[ir.Value, Known]:
