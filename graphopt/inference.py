@@ -10,7 +10,8 @@ import dataclasses
 import itertools
 import json
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Set
 
 import onnx
 import onnx_ir as ir
@@ -36,6 +37,8 @@ _LONG = 1 << 16
 """Vectors longer than this are no shapes."""
 _ENDLESS = (2**31 - 1, 2**63 - 1)
 """What means "to the end" in a Slice, and is no size."""
+_MEASURING = ("Shape", "Size")
+"""Operators that turn sizes into elements, of which ONNX's inference does not tell."""
 _GROWING = ("Concat", "ConstantOfShape", "Expand", "Range", "Tile")
 """Operators that onnx-shape-inference writes out element by element."""
 
@@ -118,10 +121,12 @@ def infer(model: ir.Model) -> dict[ir.Value, Known]:
     except RuntimeError:  # nodes out of order cannot be copied
         return known
     mistrusted = set(model.graph.subgraphs())
+    needs_elements = any(graphs.is_op(node, *_MEASURING) for node in model.graph.all_nodes())
     fixed = all(isinstance(dim, int) for value in model.graph.inputs for dim in dims(value.shape) or (None,))
-    plain = _plain(model, blank, names) if fixed or mistrusted else {}
-    if fixed and plain and all(map(_is_complete, plain.values())):
+    plain = _plain(model, blank, names) if fixed or mistrusted or not needs_elements else {}
+    if (fixed or not needs_elements) and plain and all(map(_is_complete, plain.values())):
         return known | plain
+    _forget_declarations(blank)
     symbolic = {} if _may_make_long_vectors(blank) else _symbolic(model, blank, names)
     if not plain and not (symbolic and all(map(_is_complete, symbolic.values()))):
         _forget_declarations(blank)
@@ -161,7 +166,55 @@ def _symbolic(model: ir.Model, blank: ir.Model, names: set[str]) -> dict[ir.Valu
                 dims(known.shape),
                 None if data is None else tuple(map(_number, json.loads(data))),
             )
+    found = _renamed(found, _rests(model, found))
     return found | _doubtful(model, found)
+
+
+def _rests(model: ir.Model, found: Mapping[ir.Value, Known]) -> dict[str, str]:
+    """Return sizes that onnx-shape-inference makes up names for, though they are known: x[past:] of `past + new` is `new`.
+
+    Decoders cut the places of new tokens out of those of all tokens.
+    """
+    equal: dict[str, str] = {}
+    for node in model.graph.all_nodes():
+        if not graphs.is_op(node, "Slice") or len(node.inputs) < 4 or node.outputs[0] not in found:
+            continue
+        source, start = (found.get(value) if value is not None else None for value in node.inputs[:2])
+        last, axis = (graphs.array(value, 1) for value in node.inputs[2:4])
+        step = graphs.array(node.inputs[4], 1) if len(node.inputs) > 4 and node.inputs[4] is not None else None
+        sizes, made = source.sizes if source is not None else None, found[node.outputs[0]].sizes
+        first = start.elements if start is not None else None
+        if sizes is None or made is None or first is None or last is None or axis is None or len(first) != 1:
+            continue
+        if last.size != 1 or axis.size != 1 or int(last.ravel()[0]) < min(_ENDLESS):
+            continue
+        if len(node.inputs) > 4 and node.inputs[4] is not None and (step is None or step.ravel().tolist() != [1]):
+            continue
+        whole, rest = sizes[int(axis.ravel()[0])], made[int(axis.ravel()[0])]
+        terms = whole.split(" + ") if isinstance(whole, str) else []
+        if first[0] in terms and len(terms) == 2 and all(map(str.isidentifier, terms)) and isinstance(rest, str):
+            terms.remove(str(first[0]))
+            equal[rest] = terms[0]
+    return {rest: size for rest, size in equal.items() if rest.isidentifier()}
+
+
+def _renamed(found: Mapping[ir.Value, Known], equal: Mapping[str, str]) -> dict[ir.Value, Known]:
+    """Return proofs with the names of sizes replaced by those of sizes that are equal to them."""
+    if not equal:
+        return dict(found)
+    word = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in equal))
+
+    def renamed(size: Dim) -> Dim:
+        return word.sub(lambda match: equal[match.group()], size) if isinstance(size, str) else size
+
+    return {
+        value: dataclasses.replace(
+            known,
+            sizes=None if known.sizes is None else tuple(map(renamed, known.sizes)),
+            elements=None if known.elements is None else tuple(map(renamed, known.elements)),
+        )
+        for value, known in found.items()
+    }
 
 
 def _doubtful(model: ir.Model, found: Mapping[ir.Value, Known]) -> dict[ir.Value, Known]:
@@ -194,9 +247,16 @@ def _broadcast_names(
     names: set[str] = set()
     for sizes in itertools.zip_longest(*(reversed(shape) for shape in operands), fillvalue=1):
         different = {size for size in sizes if isinstance(size, str)}
+        different -= {size for size in different if _is_bounded(size, different)}
         if len(different) > 1 and all(size == 1 or isinstance(size, str) for size in sizes):
             names |= different
     return frozenset(names)
+
+
+def _is_bounded(size: str, others: Set[str]) -> bool:
+    """Tell whether a size is Min(512, N) beside N: where both are broadcast together, N is at most 512, or the model fails."""
+    match = re.fullmatch(r"Min\((\d+), (\w+)\)", size)
+    return match is not None and int(match[1]) > 1 and match[2] in others
 
 
 def _without(known: Known, names: frozenset[str]) -> Known:

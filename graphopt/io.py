@@ -49,6 +49,9 @@ EXTERNAL = "graphopt.external"
 _LARGE = 257
 """That number where the model's size alone asks for it."""
 
+LENGTH = "graphopt.length"
+"""Key of `Model.meta`: bytes of the model when it was last serialized; only for whoever knows that it did not change."""
+
 PROVENANCE = "graphopt"
 """Key of the model's `metadata_props` under which provenance travels."""
 
@@ -221,7 +224,9 @@ def detachable(model: ir.Model) -> Iterator[ir.Value]:
 def serialized(model: ir.Model) -> Iterator[bytes | str]:
     """Yield what a runtime can open: the model's bytes, or above 2 GiB the path of a temporary file."""
     if total_bytes(model) <= PROTOBUF_LIMIT:
-        yield to_proto(model).SerializeToString()
+        content = to_proto(model).SerializeToString()
+        model.meta[LENGTH] = len(content)
+        yield content
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"

@@ -78,7 +78,8 @@ def optimize(
 ) -> Report:
     """Make a model smaller and faster, prove that it still does its job, and write it.
 
-    Exact passes are verified against the input model's outputs. Lossy passes need `data`; they are kept
+    Exact passes are verified against the input model's outputs; those that are there for speed alone are kept only if
+    the model measures faster. Lossy passes need `data`; they are kept
     only if the metric stays within `max_drop` up to the end of its 95 % interval, and the measured
     latency on the target is better (or equal, for a smaller file). The output is never slower than the
     input: if the whole measures slower, the lossless model is taken, or the input as it was.
@@ -106,7 +107,7 @@ def optimize(
     calibration = open_data(data) if data is not None else None
     exam = _exam(metric, eval_data, calibration, str(max_drop))
     passes = [
-        _with_data(p, calibration)
+        _for_target(_with_data(p, calibration), place)
         for p in recipes.load(recipe or place.recipe)
         if not (keep_metadata and p.pass_name() == STRIP)
     ]
@@ -129,10 +130,16 @@ def optimize(
     timing = _timing_feeds(opened, calibration, feeds, batch, seed)
     referee = Referee(opened, place, ports, exam, timing, inputs.batch_of(timing, ports), seed)
     marks = [pipeline.mark()]
-    for pass_ in passes[len(opened.steps) :]:
-        if pass_.contract.kind == "lossy" and len(marks) == 1:
+    ran, waiting = passes[: len(opened.steps)], passes[len(opened.steps) :]
+    while waiting:
+        pass_ = waiting.pop(0)
+        lossy = pass_.contract.kind == "lossy"
+        if lossy and len(marks) == 1:
             marks.append(pipeline.mark())
-        step = pipeline.run(pass_, functools.partial(referee.judge, pipeline.model))
+        judge = referee.judge if lossy else referee.judge_speed
+        step = pipeline.run(pass_, functools.partial(judge, pipeline.model))
+        ran.append(pass_)
+        waiting[:0] = step.parts
         if on_step:
             on_step(step)
     latency = referee.latency(pipeline.model)
@@ -140,7 +147,7 @@ def optimize(
         pipeline.rollback(marks.pop(), f"the whole model measured {latency.speedup:.2f}x the speed of the input")
         latency = referee.latency(pipeline.model)
     change = referee.change(pipeline.session)
-    pairs = zip(passes, pipeline.steps, strict=True)
+    pairs = zip(ran, pipeline.steps, strict=True)
     lossy = any(pass_.contract.kind == "lossy" and step.status == "kept" for pass_, step in pairs)
     finished = _without_facts(pipeline.model)
     hashes = {"model": io.sha256(loaded.meta[io.FILES])} | ({"data": calibration.digest()} if calibration else {})
@@ -198,6 +205,14 @@ def _with_data(pass_: Pass, data: Data | None) -> Pass:
     return dataclasses.replace(cast(Any, pass_), data=data)  # type: ignore[no-any-return]
 
 
+def _for_target(pass_: Pass, place: Target) -> Pass:
+    """Tell a pass that asks for a target, and names none, where the model will run."""
+    wants = {f.name: f.default for f in dataclasses.fields(cast(Any, pass_))}
+    if "target" not in wants or getattr(pass_, "target") != wants["target"]:  # noqa: B009
+        return pass_
+    return dataclasses.replace(cast(Any, pass_), target=place.name)  # type: ignore[no-any-return]
+
+
 def _advice(calibration: Data | None, exam: Exam | None, labelled: bool) -> list[str]:
     if calibration is None:
         return ["no calibration data: only lossless passes ran; --data (a few hundred inputs) adds int8 quantization"]
@@ -212,6 +227,7 @@ def _advice(calibration: Data | None, exam: Exam | None, labelled: bool) -> list
 def _without_facts(model: ir.Model) -> ir.Model:
     """Return the model without the facts that passes left for each other."""
     clean = model.clone()
+    clean.meta.update(model.meta)
     stores = [clean.metadata_props]
     for graph in clean.graphs():
         stores += [v.metadata_props for v in (*graph.inputs, *graph.initializers.values())]

@@ -17,7 +17,19 @@ from graphopt.target import Target
 if TYPE_CHECKING:
     from onnxscript.rewriter import MatchContext
 
-__all__ = ["EXACT", "LOSSY", "Before", "Case", "Contract", "Pass", "PreconditionError", "Result", "Rewrite", "param"]
+__all__ = [
+    "EXACT",
+    "FASTER",
+    "LOSSY",
+    "Before",
+    "Case",
+    "Contract",
+    "Pass",
+    "PreconditionError",
+    "Result",
+    "Rewrite",
+    "param",
+]
 
 FACT_PREFIX = "graphopt."
 """Metadata keys under which one pass leaves facts for another, on values, nodes or the model."""
@@ -33,14 +45,18 @@ class Contract:
             square of its tensor (see `compare.same`); float32. Narrower types get their own floor.
         min_sqnr: lossy passes below this signal-to-quantization-noise ratio (dB) are rolled back
             as broken, whatever the metric says.
+        timed: an exact pass whose only purpose is speed: where steps are measured, it is kept only if the model
+            measures faster. Lossy passes are measured anyway.
     """
 
     kind: Literal["exact", "lossy"]
     rtol: float = 1e-4
     min_sqnr: float = 3.0
+    timed: bool = False
 
 
 EXACT = Contract("exact")
+FASTER = Contract("exact", timed=True)
 LOSSY = Contract("lossy")
 
 
@@ -97,11 +113,14 @@ class Result(ir.passes.PassResult):
         cases: set by a pass that changes the model's inputs or outputs, in name, number, order, type or size: what
             the model must compute now, told by what it computed before. The pipeline runs these cases in place of
             comparing equal inputs and outputs.
+        parts: passes that do the same work in parts. Where steps are measured and this one is rolled back, they are
+            tried one after the other, so that a part that breaks or slows the model does not take the others with it.
     """
 
     report: dict[str, Any] = dataclasses.field(default_factory=dict)
     skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     cases: Cases | None = None
+    parts: Sequence[Pass] = ()
 
 
 def param(default: Any, help: str, *, source: bool = False) -> Any:

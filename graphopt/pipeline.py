@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -25,6 +26,9 @@ from graphopt.target import Target
 
 log = logging.getLogger("graphopt")
 
+_DRAWS = 3
+_ROUNDINGS = 4.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
@@ -35,7 +39,7 @@ class Verdict:
 
 
 Judge = Callable[[ir.Model, Session], Verdict]
-"""(candidate, its session) -> verdict, for candidates of lossy passes."""
+"""(candidate, its session) -> verdict, for candidates of passes that are lossy or timed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Step:
         nodes, bytes: before and after.
         skipped: `(node, reason)` rows.
         report: the pass's own facts.
+        parts: what to try in place of a pass that was rolled back (see `passbase.Result`); not part of the JSON.
     """
 
     spec: str
@@ -60,11 +65,12 @@ class Step:
     bytes: tuple[int, int]
     skipped: Sequence[tuple[str, str]] = ()
     report: dict[str, Any] = dataclasses.field(default_factory=dict)
+    parts: Sequence[Pass] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the step as DESIGN section 6 wants it."""
-        record = {"pass": self.spec, **dataclasses.asdict(self)}
-        del record["spec"]
+        record = {"pass": self.spec, **dataclasses.asdict(dataclasses.replace(self, parts=()))}
+        del record["spec"], record["parts"]
         return record
 
 
@@ -214,7 +220,7 @@ class Pipeline:
 
         Args:
             pass_: the pass.
-            judge: decides about candidates of lossy passes; without one they are kept once verified.
+            judge: decides about candidates of passes that are lossy or timed; without one they are kept once verified.
             strict: an unmet precondition of the pass is an error, rather than a reason to skip it.
 
         Raises:
@@ -260,6 +266,7 @@ class Pipeline:
             (self._size[1], size[1]),
             tuple(result.skipped),
             result.report,
+            tuple(result.parts) if status == "reverted" else (),
         )
         if status == "kept":
             assert session is not None
@@ -316,9 +323,26 @@ class Pipeline:
                 optimized = None
             if optimized is not None:
                 result.skipped.extend(pass_.audit(optimized))
-        if judge is None or pass_.contract.kind == "exact":
+        if judge is None or not (pass_.contract.kind == "lossy" or pass_.contract.timed):
             return session, cases, Verdict(True, "verified")
         return session, cases, judge(candidate, session)
+
+    def _is_rounding(self, case: Case, got: Arrays) -> bool:
+        """Tell whether outputs differ by no more than they do when the inputs are rounded otherwise.
+
+        Some networks amplify the last bit of a number to more than the contract of an exact pass allows. How far is
+        measured: all floating-point inputs are moved up or down by one unit in the last place, at random. A step may
+        move an output by a few times (`_ROUNDINGS`) as much, since it rounds in more than one place.
+        """
+        rng, moved = np.random.default_rng(self._seed), dict.fromkeys(case.expected, 0.0)
+        for _ in range(_DRAWS):
+            feeds = {name: _nudged(array, rng) for name, array in case.feeds.items()}
+            for name, distance in compare.distances(case.expected, self.session.run(feeds)).items():
+                moved[name] = max(moved[name], distance)
+        apart = compare.distances(case.expected, got)
+        return apart.keys() == moved.keys() and all(
+            math.isfinite(apart[name]) and apart[name] <= _ROUNDINGS * moved[name] for name in apart
+        )
 
     def _wrong(self, pass_: Pass, candidate: ir.Model, case: Case, got: Arrays, *, same_interface: bool) -> str | None:
         """Return how the candidate's outputs break the pass's contract, or None."""
@@ -326,6 +350,8 @@ class Pipeline:
         if contract.kind == "lossy":
             return _destroyed(case.expected, got, contract.min_sqnr)
         reason = compare.first_mismatch(case.expected, got, contract.rtol)
+        if reason is not None and same_interface and self._is_rounding(case, got):
+            return None
         if reason is None or not same_interface:
             return reason and f"changed the result: {reason}"
         from graphopt import bisection
@@ -338,6 +364,7 @@ def _copy(model: ir.Model) -> ir.Model:
     """Return a copy that a pass may change; onnx_ir's shares the types of values, which setting a dtype changes."""
     made = model.clone()
     made.meta.update(model.meta)
+    made.meta.pop(io.LENGTH, None)
     for graph in made.graphs():
         for value in (*graph.inputs, *graph.initializers.values()):
             value.type = copy.deepcopy(value.type)
@@ -349,9 +376,20 @@ def _copy(model: ir.Model) -> ir.Model:
 
 def measure(model: ir.Model) -> tuple[int, int]:
     """Return a model's number of nodes (subgraphs and functions included) and its size in bytes."""
-    proto = ir.to_proto(model)
-    external = sum(t.nbytes for t in io.tensors(model) if isinstance(t, ir.ExternalTensor))
-    return sum(1 for _ in io.nodes(model)), proto.ByteSize() + external
+    nodes = sum(1 for _ in io.nodes(model))
+    length = model.meta.get(io.LENGTH)  # no pass touches a model after it was opened
+    if length is None:
+        external = sum(t.nbytes for t in io.tensors(model) if isinstance(t, ir.ExternalTensor))
+        length = ir.to_proto(model).ByteSize() + external
+    return nodes, length
+
+
+def _nudged(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return numbers moved to a neighbouring one at random, if they have a fraction."""
+    if array.dtype.kind != "f":
+        return array
+    limits = np.where(rng.integers(0, 2, array.shape).astype(bool), np.inf, -np.inf).astype(array.dtype)
+    return np.asarray(np.nextafter(array, limits))
 
 
 def _bug(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Does a lossy step pay? Measured: the metric within its budget, and the latency on the target."""
+"""Does a step pay? Measured: the metric within its budget, and the latency on the target."""
 
 from __future__ import annotations
 
@@ -83,6 +83,15 @@ class Referee:
         shrunk = pipeline.measure(candidate)[1] <= _SMALLER * pipeline.measure(self._origin.model)[1]
         if shrunk and latency.ci95[0] >= _TIE and latency.ci95[1] >= 1:
             return Verdict(True, f"{kept}{speed}, and smaller")
+        return Verdict(False, f"does not pay on this target: {speed}")
+
+    def judge_speed(self, current: ir.Model, candidate: ir.Model, session: Session) -> Verdict:
+        """Decide about a candidate that computes the same numbers as the model that it would replace."""
+        del session  # the metric cannot have changed
+        latency = self._race(current, candidate)
+        speed = f"{latency.speedup:.2f}x the speed ({latency.ci95[0]:.2f} to {latency.ci95[1]:.2f})"
+        if latency.ci95[0] > 1:
+            return Verdict(True, f"verified, {speed}")
         return Verdict(False, f"does not pay on this target: {speed}")
 
     def change(self, session: Session) -> Change | None:

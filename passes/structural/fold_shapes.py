@@ -78,6 +78,8 @@ class _Sharer:
                 if elements is not None:
                     known = (elements, len(sizes(self._facts, value) or ()), dtype(self._facts, value))
                     earlier = first.setdefault(known, value)
+                    if not _is_computed(earlier):
+                        earlier = first[known] = value
                     if earlier is not value:
                         if graphs.redirect(value, earlier, self._taken) is None:
                             self.shared += 1
@@ -106,9 +108,15 @@ class _Sharer:
 
     def _rederive(self, node: ir.Node, elements: tuple[Dim, ...], windows: dict[tuple[Dim, ...], _Window]) -> None:
         found = windows.get(elements)
-        if found is None or len(node.outputs) != 1:
+        if found is None or not _is_computed(found[0]) or len(node.outputs) != 1:
             return
         tensor, start, end, rank = found
         ends = {} if end - start == rank else {"start": start, "end": end}
         graphs.become(node, "Shape", [tensor], **ends)
         self.shapes += 1
+
+
+def _is_computed(value: ir.Value) -> bool:
+    """Tell whether a value is still there; what lost its last use on the way is not."""
+    node = value.producer()
+    return node is None or node.graph is not None

@@ -19,6 +19,7 @@ from graphopt.passbase import Pass, Result, param
 from graphopt.passes.structural._informed import Facts, Informed
 
 _STAGES = (
+    "unroll-loops",
     "eliminate-identity",
     "fold-shapes",
     "drop-initial-states",
@@ -30,15 +31,16 @@ _STAGES = (
     "fold-pads",
     "merge-reshapes",
     "absorb-axes",
+    "recompose",
     "fold-arithmetic",
     "fold-batchnorm",
     "fuse-gemm",
     "fold-scales",
-    "recompose",
     "eliminate-common-subexpressions",
     "eliminate-dead-code",
 )
 """After `fold-constants`, in every round."""
+_MAKE_WEIGHTS = ("fold-batchnorm", "fold-constants", "fold-scales", "unroll-loops")
 _ROUNDS = 20
 
 
@@ -66,6 +68,8 @@ class Simplify(Pass):
         if model.functions:
             changed["inline"] += InlinePass()(model).modified
         changed["freeze-defaults"] += _make("freeze-defaults", habit=True).call(model).modified
+        merge = _make("deduplicate-initializers")
+        changed[merge.pass_name()] += merge.call(model).modified
         for _ in range(_ROUNDS):
             skipped.clear()
             facts, again = Facts(model), False
@@ -74,9 +78,9 @@ class Simplify(Pass):
                 again |= result.modified
                 changed[stage.pass_name()] += result.modified
                 skipped.update(dict.fromkeys(result.skipped))
-            if not again:  # reading all weights is dear, and seldom leads to anything
-                again = _make("deduplicate-initializers").call(model).modified
-                changed["deduplicate-initializers"] += again
+            if not again and any(changed[name] for name in _MAKE_WEIGHTS):  # reading all weights is dear
+                again = merge.call(model).modified
+                changed[merge.pass_name()] += again
             if not again:
                 break
         return Result(model, bool(changed.total()), dict(+changed), list(skipped), parts=stages)

@@ -39,8 +39,10 @@ class SplitSlices(Informed):
                 axis, start, end = cut
                 assert node.inputs[0] is not None
                 groups[graph, node.inputs[0], axis].append((start, end, node))
-        for (graph, source, axis), pieces in groups.items():
-            chosen = _cover(pieces, sizes(facts, source) or (), axis)
+        for (graph, value, axis), pieces in groups.items():
+            source = pieces[0][2].inputs[0]  # an outer piece of it may have become an output of a Split
+            assert source is not None
+            chosen = _cover(pieces, sizes(facts, value) or (), axis)
             if len(chosen) > 1:
                 _split(graph, source, axis, chosen, taken, opset)
                 count["slices"] += len(chosen)

@@ -1,0 +1,1 @@
+"""The patterns of `recompose`, one family of operators per module."""
