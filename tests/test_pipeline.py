@@ -247,6 +247,22 @@ def test_errors_do_not_add_up(parse):
     assert "reverted" in statuses
 
 
+STEEP = "g (float[N,3] x) => (float[N,3] y) <float k = {3e3}> { a = Mul(x, k)  y = Sin(a) }"
+
+
+@pytest.mark.parametrize(("factor", "status"), [(1 + 2**-23, "kept"), (1.01, "reverted")])
+def test_rounding_that_the_network_amplifies_is_no_error(parse, factor, status):
+    """The last bit of x moves the sine by far more than the contract allows; one per cent is still too much."""
+    pipe = open_pipeline(parse(STEEP))
+
+    def scale(model):
+        value = model.graph.initializers["k"]
+        value.const_value = ir.tensor(np.float32(value.const_value.numpy() * factor), name="k")
+
+    step = pipe.run(Edit(scale))
+    assert step.status == status, step.reason
+
+
 def test_a_wrong_result_on_one_input_set_is_enough(parse):
     """The batch of one agrees; the others do not."""
     pipe = open_pipeline(parse("g (float[N] x) => (float[M] y) { y = Identity(x) }"))
