@@ -275,7 +275,7 @@ def sole_use(value: ir.Value | None) -> ir.Node | None:
     """Return the only node that uses a value, once, if nothing else needs it; else None."""
     if value is None or value.is_graph_output() or len(value.uses()) != 1:
         return None
-    return value.uses()[0].node
+    return next(iter(value.uses())).node
 
 
 def digest(tensor: ir.TensorProtocol) -> bytes:

@@ -360,7 +360,7 @@ def _may_make_long_vectors(model: ir.Model) -> bool:
     if not any(graphs.is_op(node, *_GROWING) for node in model.graph.all_nodes()):
         return False
     shapes = [dims(value.shape) or () for value in model.graph.inputs]
-    shapes += [tensor.shape.numpy() for tensor in io.tensors(model)]
+    shapes += [tuple(tensor.shape.numpy()) for tensor in io.tensors(model)]
     sizes = [shape[0] for shape in shapes if len(shape) == 1 and isinstance(shape[0], int)]
     for tensor in io.tensors(model):
         if tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32) and tensor.size <= _SHOWN:

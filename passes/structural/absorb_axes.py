@@ -68,7 +68,7 @@ class _Change:
         axes = self._reduced(len(self._source))
         if axes is None:
             return False
-        keep = not before.attributes.get_int("keepdims", 1)
+        keep = before.attributes.get_int("keepdims", 1) == 0
         reduced = [1 if axis in axes else size for axis, size in enumerate(self._source) if keep or axis not in axes]
         if not self._is(reduced):
             return False
@@ -135,7 +135,7 @@ class _Change:
             if given is not None and axes is None:
                 return None
             found = [] if axes is None else [int(axis) for axis in axes.ravel()]
-            if not found and before.attributes.get_int("noop_with_empty_axes", 0):
+            if not found and before.attributes.get_int("noop_with_empty_axes", 0) != 0:
                 return None
         else:
             attribute = before.attributes.get("axes")

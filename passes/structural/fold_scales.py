@@ -201,7 +201,7 @@ class _Layer:
     def per_input(self, array: np.ndarray, rank: int) -> np.ndarray | None:
         """Return an array that broadcasts with the input as one number per channel, or None."""
         channels = self.weight.shape[self.input_axis] * (1 if self.op == "ConvTranspose" else self.groups)
-        if self.op == "Gemm" and self.node.attributes.get_int("transA", 0):
+        if self.op == "Gemm" and self.node.attributes.get_int("transA", 0) != 0:
             return None
         axis = -1 if self.op in ("Gemm", "MatMul") else 1 - rank
         return _per_channel(array, channels, axis, rank)
@@ -211,9 +211,9 @@ class _Layer:
         shape = [1] * self.weight.ndim
         if self.op == "ConvTranspose":
             per_group = np.repeat(scale.reshape(self.groups, -1), self.weight.shape[0] // self.groups, axis=0)
-            return self.weight * per_group.reshape(*self.weight.shape[:2], *shape[2:])
+            return np.asarray(self.weight * per_group.reshape(*self.weight.shape[:2], *shape[2:]))
         shape[self.output_axis] = -1
-        return self.weight * scale.reshape(shape)
+        return np.asarray(self.weight * scale.reshape(shape))
 
     def along_input(self, scale: np.ndarray) -> np.ndarray:
         """Return one number per input channel in a shape that multiplies the weights."""
@@ -228,7 +228,7 @@ class _Layer:
     def applied(self, shift: np.ndarray) -> np.ndarray:
         """Return what a constant input of `shift` per channel adds to every output channel."""
         product = self.weight * self.along_input(shift)
-        return product.sum(axis=tuple(axis for axis in range(product.ndim) if axis != self.output_axis))
+        return np.asarray(product.sum(axis=tuple(axis for axis in range(product.ndim) if axis != self.output_axis)))
 
 
 def _is_own(node: ir.Node, index: int) -> bool:

@@ -161,7 +161,8 @@ def _take_functions(model: ir.Model, other: ir.Model) -> None:
 
 
 def _content(function: ir.Function) -> bytes:
-    return ir.serde.serialize_function(function).SerializeToString(deterministic=True)
+    content: bytes = ir.serde.serialize_function(function).SerializeToString(deterministic=True)
+    return content
 
 
 def _pass_on(other: ir.Model, pairs: Sequence[_Pair]) -> dict[ir.Value, ir.Value]:
