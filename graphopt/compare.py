@@ -109,7 +109,8 @@ def decibels(signal: float, noise: float) -> float:
 
 def cosine(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
     """Return the cosine similarity of each sample (first axis), [N]; 1 where both are zero, 0 beside infinity and NaN."""
-    a, b = _double(reference).reshape(len(reference), -1), _double(candidate).reshape(len(candidate), -1)
+    width = math.prod(reference.shape[1:])  # reshape cannot work it out where there is no sample
+    a, b = (_double(array).reshape(len(reference), width) for array in (reference, candidate))
     both_zero = ~a.any(axis=1) & ~b.any(axis=1)
     with np.errstate(invalid="ignore", over="ignore"):
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)

@@ -140,6 +140,10 @@ def test_sqnr_of_known_noise():
     assert compare.sqnr(np.array([3.0, np.inf]), np.array([3.0, np.inf])) == math.inf
 
 
+def test_cosine_of_no_samples():
+    assert compare.cosine(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32)).shape == (0,)
+
+
 def test_cosine_is_per_sample():
     a = np.array([[1.0, 0], [0, 2], [0, 0], [0, 0], [1, 1]])
     b = np.array([[5.0, 0], [2, 0], [0, 0], [1, 0], [1, 0]])
