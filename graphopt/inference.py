@@ -73,6 +73,10 @@ class Known:
         """Return the shape as plain values, with expressions where they are known."""
         return self.sizes if self.sizes is not None else dims(self.shape)
 
+    def is_complete(self) -> bool:
+        """Tell whether type and all sizes are known."""
+        return self.type is not None and self.sizes is not None and None not in self.sizes
+
     def contradicts(self, declared: ir.Shape | None) -> bool:
         """Tell whether a declared shape cannot be true, or only for one size of a dynamic axis."""
         proven, told = dims(self.shape), dims(declared)
@@ -124,11 +128,11 @@ def infer(model: ir.Model) -> dict[ir.Value, Known]:
     needs_elements = any(graphs.is_op(node, *_MEASURING) for node in model.graph.all_nodes())
     fixed = all(isinstance(dim, int) for value in model.graph.inputs for dim in dims(value.shape) or (None,))
     plain = _plain(model, blank, names) if fixed or mistrusted or not needs_elements else {}
-    if (fixed or not needs_elements) and plain and all(map(_is_complete, plain.values())):
+    if (fixed or not needs_elements) and plain and all(proof.is_complete() for proof in plain.values()):
         return known | plain
     _forget_declarations(blank)
     symbolic = {} if _may_make_long_vectors(blank) else _symbolic(model, blank, names)
-    if not plain and not (symbolic and all(map(_is_complete, symbolic.values()))):
+    if not plain and not (symbolic and all(proof.is_complete() for proof in symbolic.values())):
         _forget_declarations(blank)
         plain = _plain(model, blank, names)
     for node in model.graph.all_nodes():
@@ -296,10 +300,6 @@ def _measured(node: ir.Node, twin: ir.Node) -> tuple[Dim, ...] | None:
     if shape is None or graphs.has_parameters(node) or any(not isinstance(size, int) for size in shape):
         return None
     return shape[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(shape))]
-
-
-def _is_complete(known: Known) -> bool:
-    return known.type is not None and known.sizes is not None and None not in known.sizes
 
 
 def _merged(first: Known, second: Known) -> Known:

@@ -27,6 +27,11 @@ class Facts(dict[ir.Value, inference.Known]):
         self.graphs = [model.graph, *model.graph.subgraphs()]
         self.names = graphs.names(model)
 
+    def are_all(self) -> bool:
+        """Tell whether everything is known about every value, so that gathering them again would bring nothing new."""
+        values = (value for graph in self.graphs for node in graph for value in node.outputs)
+        return all(value in self and self[value].is_complete() for value in values)
+
 
 class Informed(Pass):
     """An exact pass that works from facts, which `simplify` gathers once for many passes."""
@@ -54,7 +59,10 @@ def sites(facts: Facts, *op_types: str) -> Iterator[tuple[ir.Graph, ir.Node]]:
 def sizes(facts: Facts, value: ir.Value | None) -> tuple[inference.Dim, ...] | None:
     """Return the sizes of a value as far as they are known; None without rank."""
     known = facts.get(value) if value is not None else None
-    return None if known is None else known.dims()
+    if known is None:
+        tensor = graphs.constant(value)  # a pass may have made it
+        return None if tensor is None else tuple(tensor.shape.numpy())
+    return known.dims()
 
 
 def dtype(facts: Facts, value: ir.Value | None) -> ir.DataType | None:

@@ -40,6 +40,22 @@ _STAGES = (
     "eliminate-dead-code",
 )
 """After `fold-constants`, in every round."""
+_RESHAPES = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
+_NEEDED = {
+    "absorb-axes": _RESHAPES,
+    "drop-expands": frozenset({"Expand", "Tile"}),
+    "drop-initial-states": frozenset({"GRU", "LSTM", "RNN"}),
+    "fold-batchnorm": frozenset({"BatchNormalization"}),
+    "fold-pads": frozenset({"Pad"}),
+    "fuse-gemm": frozenset({"Add"}),
+    "merge-reshapes": _RESHAPES,
+    "merge-slices": frozenset({"Slice"}),
+    "merge-transposes": frozenset({"Transpose"}),
+    "split-sequences": frozenset({"SplitToSequence"}),
+    "split-slices": frozenset({"Slice"}),
+    "unroll-loops": frozenset({"Loop", "Scan"}),
+}
+"""Operators without which a pass has nothing to do."""
 _MAKE_WEIGHTS = ("fold-batchnorm", "fold-constants", "fold-scales", "unroll-loops")
 _ROUNDS = 20
 
@@ -60,30 +76,35 @@ class Simplify(Pass):
 
     def call(self, model: ir.Model) -> Result:
         """Simplify in place; the report counts the rounds in which each pass did something."""
-        stages = [_make(name) for name in _STAGES if name not in self.without]
-        if "fold-constants" not in self.without:
-            stages.insert(0, _make("fold-constants", max_growth=self.max_growth))
+        stages: dict[str, Pass] = {}
         changed: Counter[str] = Counter()
         skipped: dict[tuple[str, str], None] = {}
+        facts: Facts | None = None
+        merge = _make("deduplicate-initializers")
         if model.functions:
             changed["inline"] += InlinePass()(model).modified
         changed["freeze-defaults"] += _make("freeze-defaults", habit=True).call(model).modified
-        merge = _make("deduplicate-initializers")
         changed[merge.pass_name()] += merge.call(model).modified
         for _ in range(_ROUNDS):
             skipped.clear()
-            facts, again = Facts(model), False
-            for stage in stages:
+            facts, again = facts if facts is not None and facts.are_all() else Facts(model), False
+            present = {node.op_type for graph in facts.graphs for node in graph}
+            for name in ("fold-constants", *_STAGES):
+                if name in self.without or not _NEEDED.get(name, present) & present:
+                    continue
+                if name not in stages:
+                    stages[name] = _make(name, **({"max_growth": self.max_growth} if name == "fold-constants" else {}))
+                stage = stages[name]
                 result = stage.apply(model, facts) if isinstance(stage, Informed) else stage.call(model)
                 again |= result.modified
-                changed[stage.pass_name()] += result.modified
+                changed[name] += result.modified
                 skipped.update(dict.fromkeys(result.skipped))
             if not again and any(changed[name] for name in _MAKE_WEIGHTS):  # reading all weights is dear
                 again = merge.call(model).modified
                 changed[merge.pass_name()] += again
             if not again:
                 break
-        return Result(model, bool(changed.total()), dict(+changed), list(skipped), parts=stages)
+        return Result(model, bool(changed.total()), dict(+changed), list(skipped), parts=tuple(stages.values()))
 
 
 def _make(name: str, **fields: Any) -> Pass:
