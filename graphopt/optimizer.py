@@ -139,7 +139,7 @@ def optimize(
         judge = referee.judge if lossy else referee.judge_speed
         step = pipeline.run(pass_, functools.partial(judge, pipeline.model))
         ran.append(pass_)
-        waiting[:0] = step.parts
+        waiting[:0] = [part for part in step.parts if part not in ran]
         if on_step:
             on_step(step)
     latency = referee.latency(pipeline.model)

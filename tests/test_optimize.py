@@ -508,3 +508,54 @@ def test_numbers_out_of_range_are_wrong_usage(graphopt, model, data, recipe, tmp
     assert ran.code == 2
     assert args[0] in ran.err
     assert not (tmp_path / "out.onnx").exists()
+
+
+HASTE = '''
+from graphopt.passbase import FASTER
+
+@dataclass(frozen=True)
+class Haste(Pass):
+    """Remove the Identity for speed, and do wrong unless told to be careful."""
+
+    careful: bool = param(False, "do only the part that is right")
+    target: str = param("cpu", "where")
+    contract = FASTER
+
+    def call(self, model):
+        found = [node for node in model.graph if node.op_type == "Identity"]
+        for node in found:
+            node.outputs[0].replace_all_uses_with(node.inputs[0])
+            model.graph.remove(node, safe=True)
+        if not self.careful:
+            next(node for node in model.graph if node.op_type == "MatMul").op_type = "Add"
+        return Result(model, bool(found), {"at": self.target}, parts=[Haste(careful=True, target=self.target)])
+'''
+
+
+def test_what_is_there_for_speed_must_be_faster(graphopt, model, recipe, tmp_path, drop_pass, clock):
+    drop_pass("haste", HASTE)
+    command = ("optimize", model, "-o", tmp_path / "out.onnx", "--recipe", recipe("haste{careful=true}"), "--json")
+    step = graphopt(*command).json["steps"][0]
+    assert (step["status"], step["reason"]) == ("kept", "verified, 1.20x the speed (1.19 to 1.21)")
+    clock(1.0)
+    step = graphopt(*command).json["steps"][0]
+    assert (step["status"], step["reason"]) == (
+        "reverted",
+        "does not pay on this target: 1.00x the speed (0.99 to 1.01)",
+    )
+
+
+def test_parts_are_tried_in_place_of_a_whole_that_is_rolled_back(graphopt, model, recipe, tmp_path, drop_pass):
+    drop_pass("haste", HASTE)
+    ran = graphopt("optimize", model, "-o", tmp_path / "out.onnx", "--recipe", recipe("haste", "tidy"), "--json")
+    assert ran.code == 0, ran.err
+    assert statuses(ran.json) == [("haste", "reverted"), ("haste{careful=true}", "kept"), ("tidy", "skipped")]
+    assert ran.json["met"]
+
+
+def test_a_pass_is_told_where_the_model_will_run(graphopt, model, recipe, tmp_path, drop_pass):
+    drop_pass("haste", HASTE)
+    command = ("optimize", model, "-o", tmp_path / "out.onnx", "--json", "--target", "reference", "--recipe")
+    assert graphopt(*command, recipe("haste{careful=true}")).json["steps"][0]["report"] == {"at": "reference"}
+    named = graphopt(*command, recipe("haste{careful=true target=cuda}")).json["steps"][0]
+    assert named["report"] == {"at": "cuda"}

@@ -13,7 +13,7 @@ import pytest
 from graphopt import inputs, pipeline, target
 from graphopt.data import ArrayData
 from graphopt.errors import UserError
-from graphopt.passbase import EXACT, LOSSY, Contract, Pass, PreconditionError, Result
+from graphopt.passbase import EXACT, FASTER, LOSSY, Contract, Pass, PreconditionError, Result
 from graphopt.pipeline import Pipeline, Unverifiable, Verdict, begin, feeds_for
 
 CPU = target.find("cpu")
@@ -550,3 +550,28 @@ def test_a_pass_that_sets_types_leaves_the_model_it_replaces_alone(parse):
     graph = pipe.model.graph
     values = (*graph.inputs, *graph.outputs, *graph.initializers.values())
     assert {value.dtype for value in values} == {ir.DataType.FLOAT}
+
+
+class TimedEdit(Edit):
+    contract = FASTER
+
+
+def test_the_judge_decides_about_exact_passes_that_are_there_for_speed(pipe):
+    """Once they are verified; where nobody judges, that is enough."""
+    slow, fast = (lambda *_, keep=keep: Verdict(keep, "measured") for keep in (False, True))
+    assert pipe.run(TimedEdit(insert_identity), slow).status == "reverted"
+    assert pipe.run(TimedEdit(insert_identity), fast).reason == "measured"
+    assert pipe.run(TimedEdit(scale_weights(2)), fast).reason.startswith("changed the result")
+    assert pipe.run(TimedEdit(insert_identity)).reason == "verified"
+
+
+def test_parts_are_told_of_what_was_rolled_back(pipe):
+    class Whole(TimedEdit):
+        def call(self, model):
+            self.edit(model)
+            return Result(model, True, parts=[TimedEdit(insert_identity)])
+
+    assert pipe.run(Whole(insert_identity)).parts == ()
+    step = pipe.run(Whole(scale_weights(2)))
+    assert (step.status, step.parts) == ("reverted", (TimedEdit(insert_identity),))
+    assert "parts" not in step.to_json()

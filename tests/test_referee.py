@@ -143,3 +143,14 @@ def test_data_on_which_the_model_does_not_run():
 
     with pytest.raises(UserError, match="arrays: the model does not run on this data: index out of range"):
         make(origin=Refusing())
+
+
+@pytest.mark.parametrize(
+    ("measured", "keep"), [((1.1, 1.05, 1.2), True), ((1.02, 0.99, 1.05), False), ((0.9, 0.8, 0.95), False)]
+)
+def test_exact_candidates_are_judged_by_speed_alone(clock, measured, keep):
+    """Their metric is that of the model that they replace, whatever a small sample might say; as fast is not faster."""
+    clock(*measured, after=1)
+    verdict = make().judge_speed("current", "candidate", Wrong(200))
+    assert verdict.keep is keep
+    assert verdict.reason.startswith("verified, " if keep else "does not pay on this target: ")
