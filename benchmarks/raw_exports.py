@@ -31,7 +31,9 @@ ARCHITECTURES = (
 )  # fmt: skip
 
 
-def write(module: torch.nn.Module, inputs: dict[str, Any], dynamic: dict[str, Any], path: Path, *, dynamo: bool) -> None:
+def write(
+    module: torch.nn.Module, inputs: dict[str, Any], dynamic: dict[str, Any], path: Path, *, dynamo: bool
+) -> None:
     """Export one network without any optimization."""
     if dynamo:
         shapes = {name: dict.fromkeys(dynamic.get(name, {}), torch.export.Dim.DYNAMIC) for name in inputs}

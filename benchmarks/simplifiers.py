@@ -149,7 +149,9 @@ def table(rows: dict[str, dict[str, Any]], tools: list[str]) -> str:
             equal_ += 1
         else:
             more.append(f"{name} {row[OURS]['nodes']} against {best}")
-    lines.append(f"{OURS} against the best other with equal outputs: fewer {len(fewer)}, equal {equal_}, more {len(more)}")
+    lines.append(
+        f"{OURS} against the best other with equal outputs: fewer {len(fewer)}, equal {equal_}, more {len(more)}"
+    )
     lines += [f"  more: {line}" for line in more]
     return "\n".join(lines)
 
@@ -181,7 +183,9 @@ def main() -> None:
             row = rows.setdefault(model.stem, {"before": count(model)})
             for tool in args.tools or tools:
                 row[tool] = run(tool, tools[tool], model, shapes.get(model.stem, {}))
-            print(model.stem, row["before"], {t: row[t].get("nodes", "failed") for t in args.tools or tools}, flush=True)
+            print(
+                model.stem, row["before"], {t: row[t].get("nodes", "failed") for t in args.tools or tools}, flush=True
+            )
             if args.out:
                 args.out.write_text(json.dumps(rows, indent=1))
     text = table(rows, [tool for tool in tools if any(tool in row for row in rows.values())])

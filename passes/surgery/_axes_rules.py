@@ -1,0 +1,529 @@
+"""What has to be mended in an operator before a growing axis passes it, and which operators samples cannot pass"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt import graphs, scopes
+from graphopt.passes.surgery._axes_reshape import flatten, reshape, squeeze, unsqueeze
+from graphopt.passes.surgery._axes_walk import Dims, Part, Pick, Size, Walk
+
+_TO_THE_END = 2**31 - 1
+"""Slices that end here or later run to the end of the axis; fits both types of bounds."""
+
+_FIRST_AXIS = frozenset(
+    [
+        "AveragePool",
+        "BatchNormalization",
+        "Conv",
+        "ConvInteger",
+        "ConvTranspose",
+        "DepthToSpace",
+        "FusedConv",
+        "GlobalAveragePool",
+        "GlobalLpPool",
+        "GlobalMaxPool",
+        "GridSample",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "LRN",
+        "LpPool",
+        "MaxPool",
+        "QLinearConv",
+        "SpaceToDepth",
+    ]
+)
+"""Operators to which the first axis is that of samples, and others are not."""
+
+_MIXING = frozenset(
+    [
+        "Col2Im",
+        "Compress",
+        "EyeLike",
+        "MaxRoiPool",
+        "MaxUnpool",
+        "MeanVarianceNormalization",
+        "Multinomial",
+        "NonMaxSuppression",
+        "NonZero",
+        "RoiAlign",
+        "SequenceAt",
+        "SequenceConstruct",
+        "SequenceInsert",
+        "SequenceMap",
+        "SplitToSequence",
+        "Unique",
+    ]
+)
+"""Operators whose results are not those of the samples, one after the other."""
+
+_SHAPE_READING = frozenset(("Shape", "Size"))
+
+
+def _broadcast(walk: Walk, node: ir.Node) -> None:
+    """Cut constants that hold a copy for every sample to one."""
+    _align(walk, node, list(range(len(node.inputs))), keep=0)
+
+
+def _matmul(walk: Walk, node: ir.Node) -> None:
+    """Likewise, of the axes before the last two."""
+    _align(walk, node, [0, 1], keep=2)
+
+
+def _align(walk: Walk, node: ir.Node, indices: Sequence[int], keep: int) -> None:
+    """Let sizes that broadcast agree on the axis that grows, counted from the last one.
+
+    Args:
+        walk: the walk.
+        node: the node.
+        indices: inputs that broadcast.
+        keep: how many last axes do not.
+    """
+    values = [node.inputs[index] for index in indices]
+    for value in values:
+        for axis in walk.axes(value):
+            dims = walk.dims(value)
+            assert dims is not None
+            back = len(dims) - axis
+            if back <= keep:
+                continue
+            for index in indices:
+                _agree(walk, node, index, back, dims[axis])
+
+
+def _agree(walk: Walk, node: ir.Node, index: int, back: int, dim: int | ir.SymbolicDim) -> None:
+    value = node.inputs[index]
+    dims = walk.dims(value)
+    if value is None or dims is None or len(dims) < back:
+        return
+    axis = len(dims) - back
+    if dims[axis] in (1, dim):
+        return
+    if isinstance(dims[axis], int) and dims[axis] == walk.was(dim):
+        node.replace_input_with(index, walk.single(node, value, axis))
+    elif isinstance(dims[axis], int) or walk.grows(dims[axis]):
+        walk.refuse(node, f"'{value.name}' has size {dims[axis]} where another input has {dim}")
+
+
+def _gemm(walk: Walk, node: ir.Node) -> None:
+    """Cut what is added to a product to one row, where that holds a copy for every sample."""
+    transposed = graphs.attribute(node, "transA")
+    first = walk.dims(node.inputs[0])
+    row = 1 if transposed is not None and transposed.as_int() else 0
+    if first is not None and len(node.inputs) > 2 and walk.grows(first[row]):
+        _agree(walk, node, 2, 2, first[row])
+
+
+def _concat(walk: Walk, node: ir.Node) -> None:
+    """Copy what is the same for all samples, such as a class token."""
+    found = graphs.attribute(node, "axis")
+    for value in list(node.inputs):
+        dims = walk.dims(value)
+        joined = (1 if found is None else found.as_int()) % max(1, len(dims or ()))
+        for axis in walk.axes(value):
+            if axis != joined:
+                for index in range(len(node.inputs)):
+                    _carry(walk, node, index, axis)
+
+
+def _carry(walk: Walk, node: ir.Node, index: int, axis: int) -> None:
+    """Copy an input for every sample; what grows along another kind of axis can only be checked."""
+    if index < len(node.inputs) and node.inputs[index] is not None:
+        if walk.samples or (walk.dims(node.inputs[index]) or ())[axis : axis + 1] == (walk.size,):
+            walk.carry(node, index, axis)
+
+
+def _together(*axes: tuple[int, int]) -> Callable[[Walk, ir.Node], None]:
+    """Return the rule of an operator that has samples on certain axes of certain inputs: all of them or none.
+
+    Args:
+        axes: index of an input, and its axis.
+    """
+
+    def rule(walk: Walk, node: ir.Node) -> None:
+        there = [(i, a) for i, a in axes if i < len(node.inputs) and node.inputs[i] is not None]
+        if walk.samples and any(walk.place(node.inputs[i]) == a for i, a in there):
+            for index, axis in there:
+                walk.carry(node, index, axis)
+
+    return rule
+
+
+def _recurrent(walk: Walk, node: ir.Node) -> None:
+    """Copy the initial states for every sample."""
+    layout = graphs.attribute(node, "layout")
+    first = layout is not None and layout.as_int() == 1
+    axis = walk.place(node.inputs[0])
+    if axis is not None and walk.samples and axis != (0 if first else 1):
+        walk.refuse(
+            node, f"samples come along axis {axis}, which is that of {'features' if axis == 2 else 'time'} to it"
+        )
+    _together((0, 0 if first else 1), (4, 0), (5, 0 if first else 1), (6, 0 if first else 1))(walk, node)
+
+
+def _elements_together(walk: Walk, node: ir.Node) -> None:
+    """Copy for every sample what lies side by side with them: data, indices and updates of equal rank."""
+    if walk.samples:
+        for _, axis in list(walk.carriers(node)):
+            for index in range(len(node.inputs)):
+                walk.carry(node, index, axis)
+
+
+def _scatter_nd(walk: Walk, node: ir.Node) -> None:
+    """Copy data and updates for every sample where the samples lie behind the axes that are indexed."""
+    data, indices, updates = node.inputs[:3]
+    size, dims = walk.dims(indices), walk.dims(data)
+    if not walk.samples or size is None or dims is None or not isinstance(size[-1], int):
+        return
+    shift = len(size) - 1 - size[-1]
+    axis = walk.place(data)
+    if axis is None:
+        found = walk.place(updates)
+        axis = None if found is None else found - shift
+    if walk.place(indices) is not None:
+        walk.refuse(node, "its indices differ from sample to sample")
+    if axis is None:
+        return
+    if axis < size[-1]:
+        walk.refuse(node, f"its indices number the samples, on axis {axis} of '{data.name if data else ''}'")
+    walk.carry(node, 0, axis)
+    walk.carry(node, 2, axis + shift)
+
+
+def _expand(walk: Walk, node: ir.Node) -> None:
+    """Write 1, which keeps what is there, in place of the old size."""
+    source, target = node.inputs[0], node.inputs[1]
+    dims, elements = walk.dims(source), walk.elements(target)
+    if dims is None or elements is None or not walk.axes(source):
+        return
+    shift = len(elements) - len(dims)
+    wrong = {axis + shift for axis in walk.axes(source) if axis + shift >= 0}
+    wrong = {i for i in wrong if isinstance(elements[i], int) and elements[i] != 1}
+    if wrong:
+        _write(walk, node, 1, [1 if i in wrong else None for i in range(len(elements))])
+        walk.edits["target of Expand"] += 1
+
+
+def _write(walk: Walk, node: ir.Node, index: int, parts: Sequence[Part | None]) -> None:
+    """Give a node a new vector; what is None stays."""
+    vector = node.inputs[index]
+    assert vector is not None
+    elements = walk.elements(vector) or []
+    made: list[Part] = []
+    for i, part in enumerate(parts):
+        element = elements[i]
+        made.append(part if part is not None else element if isinstance(element, int) else Pick(vector, i))
+    node.replace_input_with(index, walk.vector(node, made, f"{vector.name}_mended"))
+    graphs.discard(vector)
+
+
+def _resize(walk: Walk, node: ir.Node) -> None:
+    """Compute the sizes that were constants."""
+    source, sizes = node.inputs[0], node.inputs[3] if len(node.inputs) > 3 else None
+    dims, elements = walk.dims(source), walk.elements(sizes)
+    if source is None or dims is None or elements is None:
+        return
+    axes = walk.ints(node, -1, "axes") if "axes" in node.attributes else list(range(len(dims)))
+    parts: list[Part | None] = [None] * len(elements)
+    for position, axis in enumerate(axes or ()):
+        axis %= len(dims)
+        element = elements[position]
+        if not walk.grows(dims[axis]) or not isinstance(element, int):
+            continue
+        was = walk.was(dims[axis])
+        if not isinstance(was, int) or element % was:
+            walk.refuse(node, f"its output size {element} is no multiple of the input's, {was}, on axis {axis}")
+        parts[position] = Size(source, axis, element // was)
+    if any(parts):
+        _write(walk, node, 3, parts)
+        walk.edits["sizes of Resize"] += 1
+
+
+def _slice(walk: Walk, node: ir.Node) -> None:
+    """Let a Slice that ended at the old size go to the end."""
+    source = node.inputs[0]
+    dims = walk.dims(source)
+    starts, ends = walk.ints(node, 1, "starts"), walk.ints(node, 2, "ends")
+    if dims is None or not walk.axes(source):
+        return
+    attributes = "starts" in node.attributes
+    axes = walk.ints(node, 3, "axes")
+    if axes is None:
+        if not attributes and len(node.inputs) > 3 and node.inputs[3] is not None:
+            walk.refuse(node, "the axes that it cuts are no constants")
+        count = starts or ends or walk.elements(node.inputs[1])
+        axes = list(range(len(count or dims)))
+    steps = (
+        [1] * len(axes) if attributes or len(node.inputs) < 5 or node.inputs[4] is None else walk.ints(node, 4, "steps")
+    )
+    for position, axis in enumerate(axes):
+        dim = dims[axis % len(dims)]
+        if not walk.grows(dim):
+            continue
+        whole = starts and ends and steps and starts[position] == 0 and steps[position] == 1
+        if ends and ends[position] == walk.was(dim) and (whole or not walk.samples):
+            _end(walk, node, position, ends)
+        elif walk.samples and not (whole and ends and ends[position] >= _TO_THE_END):
+            output = walk.old(node.outputs[0])
+            if ends or output is None or output[axis % len(dims)] != walk.was(dim):
+                walk.refuse(node, f"takes some of the samples, on axis {axis % len(dims)}")
+
+
+def _end(walk: Walk, node: ir.Node, position: int, ends: list[int]) -> None:
+    ends[position] = _TO_THE_END
+    walk.edits["end of Slice"] += 1
+    if "ends" in node.attributes:
+        node.attributes.add(ir.AttrInt64s("ends", ends))
+        return
+    old = node.inputs[2]
+    assert old is not None
+    bounds = np.array(ends, (old.dtype or ir.DataType.INT64).numpy())
+    node.replace_input_with(2, walk.constant(bounds, f"{old.name}_mended"))
+    graphs.discard(old)
+
+
+def _gather(walk: Walk, node: ir.Node) -> None:
+    """Let a Gather of the only sample leave it where it is."""
+    data, indices = node.inputs[0], node.inputs[1]
+    found, dims = graphs.attribute(node, "axis"), walk.dims(data)
+    if not walk.samples or dims is None:
+        return
+    axis = (0 if found is None else found.as_int()) % max(1, len(dims))
+    if walk.place(data) != axis:
+        return
+    chosen = graphs.array(indices)
+    if walk.size != 1 or dims[axis] != walk.symbol or chosen is None or chosen.size != 1:
+        walk.refuse(node, f"takes some of the samples, on axis {axis}")
+    if chosen.ndim == 0:
+        squeeze(walk, node)
+    elif chosen.ndim == 1:
+        node.op_type = "Identity"
+        node.attributes.clear()
+        node.resize_inputs(1)
+        walk.edits["Gather made an Identity"] += 1
+    else:
+        walk.refuse(node, f"takes one of the samples, on axis {axis}")
+    if indices is not None:
+        graphs.discard(indices)
+
+
+def _tile(walk: Walk, node: ir.Node) -> None:
+    """Note how repeated samples lie."""
+    axis, repeats = walk.place(node.inputs[0]), walk.elements(node.inputs[1] if len(node.inputs) > 1 else None)
+    if axis is not None and repeats is not None and walk.samples and node.inputs[0] is not None:
+        times = repeats[axis]
+        if isinstance(times, int) and times != 1:
+            walk.set_lead(node.outputs[0], walk.lead(node.inputs[0]) * times)
+
+
+def _if(walk: Walk, node: ir.Node) -> None:
+    """Follow the axis through both branches."""
+    for found in list(node.attributes.values()):
+        for branch in scopes.subgraphs(found):
+            walk.follow(branch)
+
+
+def _loop(walk: Walk, node: ir.Node) -> None:
+    """Follow the axis through the body, to which what is carried must come as it left."""
+    body = node.attributes["body"].as_graph()
+    carried = list(zip(body.inputs[2:], node.inputs[2:], strict=True))
+    for inner, value in carried:
+        _enter(inner, value, walk.dims(value), walk)
+    for inner in body.inputs[:2]:
+        inner.shape = ir.Shape([])
+    walk.follow(body)
+    for (inner, _), result in zip(carried, body.outputs[1:], strict=False):
+        _comes_back(walk, node, inner, result)
+
+
+def _scan(walk: Walk, node: ir.Node) -> None:
+    """Likewise; slices lose the axis that is scanned."""
+    count = node.attributes["num_scan_inputs"].as_int()
+    body = node.attributes["body"].as_graph()
+    states = len(node.inputs) - count
+    found = graphs.attribute(node, "scan_input_axes")
+    axes = list(found.as_ints()) if found is not None else [0] * count
+    for index, (inner, value) in enumerate(zip(body.inputs, node.inputs, strict=False)):
+        dims = walk.dims(value)
+        if index >= states and dims is not None:
+            axis = axes[index - states] % len(dims)
+            if walk.samples and walk.grows(dims[axis]):
+                walk.refuse(node, f"goes through the samples one after the other, on axis {axis} of '{inner.name}'")
+            dims = [*dims[:axis], *dims[axis + 1 :]]
+        _enter(inner, value, dims, walk)
+    walk.follow(body)
+    for inner, result in zip(body.inputs[:states], body.outputs, strict=False):
+        _comes_back(walk, node, inner, result)
+
+
+def _enter(inner: ir.Value, value: ir.Value | None, dims: Dims | None, walk: Walk) -> None:
+    inner.shape = None if dims is None else ir.Shape(dims)
+    if inner.type is None and value is not None:
+        inner.type = value.type
+    if value is not None:
+        walk.set_lead(inner, walk.lead(value))
+
+
+def _comes_back(walk: Walk, node: ir.Node, inner: ir.Value, result: ir.Value) -> None:
+    came, left = walk.dims(inner), walk.dims(result)
+    if came is None or left is None or not (walk.axes(inner) or walk.axes(result)):
+        return
+    if list(came) != list(left) or walk.lead(inner) != walk.lead(result):
+        walk.refuse(node, f"what it carries as '{inner.name}' changes its shape on the way")
+
+
+def check_samples(walk: Walk, node: ir.Node) -> None:
+    """Refuse a node that does not treat every sample on its own, and note how the samples lie in its outputs.
+
+    Raises:
+        PreconditionError: the message says how it mixes them.
+    """
+    carriers = list(walk.carriers(node))
+    if node.op_type in _SHAPE_READING:
+        return
+    if carriers and node.op_type in _MIXING:
+        walk.refuse(node, "its result is not made of one result for each sample")
+    for value, place in carriers:
+        dims = walk.dims(value)
+        assert dims is not None
+        if node.op_type in _FIRST_AXIS and place != 0 and value is node.inputs[0]:
+            walk.refuse(node, f"samples have come to axis {place}, and it has them on the first one")
+        mixed = _mixed(walk, node, len(dims)) if value is node.inputs[0] else []
+        if place in mixed:
+            walk.refuse(node, f"works along axis {place}, and so mixes the samples")
+    for value in node.outputs:
+        _check_output(walk, node, value, carriers)
+    walk.inherit(node)
+
+
+def _check_output(walk: Walk, node: ir.Node, value: ir.Value, carriers: Sequence[tuple[ir.Value, int]]) -> None:
+    dims, places = walk.dims(value), walk.axes(value)
+    if not graphs.is_needed(value):
+        return
+    if dims is None and carriers:
+        like = next((v for v, _ in carriers if walk.old(v) == walk.old(value)), None)
+        if like is None or walk.old(value) is None:
+            walk.refuse(node, "no rule tells what shape it makes of the samples")
+        value.shape = like.shape
+        walk.set_lead(value, walk.lead(like))
+        return
+    if len(places) > 1:
+        walk.refuse(node, f"makes {len(places)} axes of samples out of one")
+    if carriers and not places and node.op_type != "CastLike":
+        walk.refuse(node, "its result has no axis of samples: it mixes them, or takes one")
+    for place in places:
+        assert dims is not None
+        if walk.factor(dims[place]) is None:
+            walk.refuse(node, f"makes {dims[place]} of the samples, no multiple")
+    if node.op_type == "MaxPool" and value is node.outputs[-1] and len(node.outputs) > 1:
+        walk.refuse(node, "its indices number the elements of all samples")
+
+
+def _mixed(walk: Walk, node: ir.Node, rank: int) -> list[int]:
+    """Return the axes of its first input that an operator works along."""
+    op = node.op_type
+    if op in ("Softmax", "LogSoftmax", "Hardmax"):
+        axis = _axis(node, -1 if walk.opset >= 13 else 1, rank)
+        return [axis] if walk.opset >= 13 else list(range(axis, rank))
+    if op in ("LayerNormalization", "RMSNormalization"):
+        return list(range(_axis(node, -1, rank), rank))
+    if op.startswith("Reduce"):
+        axes = walk.ints(node, 1, "axes")
+        return list(range(rank)) if axes is None else [axis % rank for axis in axes]
+    if op == "CumSum":
+        axes = walk.ints(node, 1, "axis")
+        return list(range(rank)) if axes is None else [axis % rank for axis in axes]
+    if op == "Pad":
+        return _padded(walk, node, rank)
+    if op == "ReverseSequence":
+        return [_axis(node, 0, rank, "time_axis")]
+    if op in _ALONG:
+        return [_axis(node, _ALONG[op], rank)]
+    return []
+
+
+_ALONG = {
+    "ArgMax": 0,
+    "ArgMin": 0,
+    "Concat": 1,
+    "GatherElements": 0,
+    "LpNormalization": -1,
+    "ScatterElements": 0,
+    "Split": 0,
+    "TopK": -1,
+}
+"""Operators that work along one axis, and which one by default."""
+
+
+def _axis(node: ir.Node, default: int, rank: int, name: str = "axis") -> int:
+    found = graphs.attribute(node, name)
+    return (default if found is None else found.as_int()) % rank
+
+
+def _padded(walk: Walk, node: ir.Node, rank: int) -> list[int]:
+    pads = walk.ints(node, 1, "pads")
+    axes = walk.ints(node, 3, "axes") if len(node.inputs) > 3 and node.inputs[3] is not None else list(range(rank))
+    if pads is None or axes is None:
+        return []
+    return [axis % rank for i, axis in enumerate(axes) if pads[i] or pads[i + len(axes)]]
+
+
+def check_axis(walk: Walk, node: ir.Node) -> None:
+    """Look for nodes in which an axis that is not one of samples ends unknown to inference; nothing is refused."""
+
+
+_ELEMENTWISE = [
+    "Add",
+    "And",
+    "BiasGelu",
+    "BitwiseAnd",
+    "BitwiseOr",
+    "BitwiseXor",
+    "Clip",
+    "Div",
+    "Equal",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "Max",
+    "Mean",
+    "Min",
+    "Mod",
+    "Mul",
+    "Or",
+    "Pow",
+    "PRelu",
+    "Sub",
+    "Sum",
+    "Where",
+    "Xor",
+]
+
+RULES: dict[str, Callable[[Walk, ir.Node], None]] = {
+    **dict.fromkeys(_ELEMENTWISE, _broadcast),
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), _recurrent),
+    "Concat": _concat,
+    "Expand": _expand,
+    "Flatten": flatten,
+    "Gather": _gather,
+    "GatherElements": _elements_together,
+    "Gemm": _gemm,
+    "GridSample": _together((0, 0), (1, 0)),
+    "If": _if,
+    "Loop": _loop,
+    "MatMul": _matmul,
+    "Reshape": reshape,
+    "Resize": _resize,
+    "Scan": _scan,
+    "ScatterElements": _elements_together,
+    "ScatterND": _scatter_nd,
+    "Slice": _slice,
+    "Squeeze": squeeze,
+    "Tile": _tile,
+    "Unsqueeze": unsqueeze,
+}
+"""What to mend before the shapes of a node are inferred, by operator."""
