@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -25,11 +26,22 @@ _ENOUGH = 3
 _MAX_ELEMENTS = 1 << 26
 
 
+class Runs(Protocol):
+    """What runs a model: a session, or the model before a pass."""
+
+    def run(self, feeds: Arrays) -> dict[str, np.ndarray]:
+        """Return the outputs by name.
+
+        Raises:
+            ExecutionError: it does not run on these feeds.
+        """
+
+
 class CannotGenerate(Exception):
     """No generated inputs make this model run; the message says why."""
 
 
-def generate(model: ir.Model, session: Session, seed: int) -> list[dict[str, np.ndarray]]:
+def generate(model: ir.Model, session: Runs, seed: int) -> list[dict[str, np.ndarray]]:
     """Return a few input sets on which `session` runs, dynamic axes at several sizes.
 
     Floats are standard normal, else uniform in [0, 1), else ones; integers are 0 or 1, else 1, because

@@ -27,6 +27,11 @@ def names(model: ir.Model) -> dict[str, None]:
     return found
 
 
+def words(text: str) -> list[str]:
+    """Return the names in an expression of axes."""
+    return _WORD.findall(text)
+
+
 def rename(model: ir.Model, new: Mapping[str, str]) -> None:
     """Rename axes everywhere, in expressions of axes, too: "2*batch", as exporters write it."""
     known = names(model)
@@ -39,7 +44,7 @@ def rename(model: ir.Model, new: Mapping[str, str]) -> None:
 
 def _expression(text: str, new: Mapping[str, str], known: Mapping[str, None]) -> str:
     """Return an expression with its axes renamed; text with words that are no axes is a name, and stays."""
-    words = _WORD.findall(text)
-    if words == [text] or not all(word in known for word in words):
+    found = words(text)
+    if found == [text] or not all(word in known for word in found):
         return text
     return _WORD.sub(lambda word: new.get(word[0], word[0]), text)

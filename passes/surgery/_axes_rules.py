@@ -131,9 +131,9 @@ def _concat(walk: Walk, node: ir.Node) -> None:
 
 def _carry(walk: Walk, node: ir.Node, index: int, axis: int) -> None:
     """Copy an input for every sample; what grows along another kind of axis can only be checked."""
-    if index < len(node.inputs) and node.inputs[index] is not None:
-        if walk.samples or (walk.dims(node.inputs[index]) or ())[axis : axis + 1] == (walk.size,):
-            walk.carry(node, index, axis)
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is not None and (walk.samples or (walk.dims(value) or ())[axis : axis + 1] == (walk.size,)):
+        walk.carry(node, index, axis)
 
 
 def _together(*axes: tuple[int, int]) -> Callable[[Walk, ir.Node], None]:

@@ -211,7 +211,7 @@ class Walk:
         self, node: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], stem: str, **attributes: object
     ) -> ir.Value:
         """Put a new node before `node`; return its output, which is named after `stem`."""
-        new = ir.node(op_type, inputs, {key: value for key, value in attributes.items()})  # type: ignore[misc]
+        new = ir.node(op_type, inputs, dict(attributes))
         value = new.outputs[0]
         value.name = new.name = graphs.fresh(stem, self._taken)
         graph = node.graph

@@ -1,0 +1,73 @@
+"""Dynamic axes get a size, and everything that is declared follows."""
+
+from __future__ import annotations
+
+import pytest
+
+from graphopt.errors import UserError
+from graphopt.passes.surgery.set_shape import SetShape
+
+NET = """g (float[batch,4] x, float[batch,width] m, float[?,2] z) => (float[batch,4] y, float[d,width] w, float[k,2] u) {
+    y = Relu(x)
+    w = Concat<axis = 0>(m, m)
+    u = Neg(z)
+}"""
+
+
+def shapes(values):
+    return {value.name: str(value.shape) for value in values}
+
+
+def test_by_name_everywhere(operate):
+    model, step = operate(SetShape(axes=("batch=3", "width=5")), NET)
+    assert shapes(model.graph.inputs) == {"x": "[3,4]", "m": "[3,5]", "z": "[None,2]"}
+    assert shapes(model.graph.outputs) == {"y": "[3,4]", "w": "[6,5]", "u": "[k,2]"}
+    assert step.report["inputs"]["x"] == "[3,4]"
+
+
+def test_by_place_fixes_all_axes_of_that_name(operate):
+    model, _ = operate(SetShape(axes=("x:0=3",)), NET)
+    assert shapes(model.graph.inputs)["m"] == "[3,width]"
+
+
+def test_a_nameless_axis(operate):
+    model, _ = operate(SetShape(axes=("z:0=7",)), NET)
+    assert shapes(model.graph.inputs) == {"x": "[batch,4]", "m": "[batch,width]", "z": "[7,2]"}
+    assert shapes(model.graph.outputs)["u"] == "[7,2]"
+
+
+def test_a_size_that_it_has(operate):
+    _, step = operate(SetShape(axes=("x:1=4",)), NET, "skipped")
+    assert ("x:1", "is 4 already") in step.skipped
+
+
+def test_stale_sizes_of_inner_values_go(operate):
+    text = "g (float[n,4] x) => (float[n,4] y) <float[4] b = {1,2,3,4}> { a = Add(x, b)  y = Relu(a) }"
+    model, _ = operate(SetShape(axes=("n=2",)), text)
+    assert str(model.graph[0].outputs[0].shape) in ("None", "[2,4]")
+
+
+def test_sizes_at_which_the_model_does_not_run(operate):
+    text = "g (float[n] x, float[m] y) => (float[k] z) <int64[2] s = {2, -1}> { a = Reshape(x, s)  z = Add(a, y) }"
+    text = text.replace("float[k] z", "float[2,k] z")
+    with pytest.raises(UserError, match="does not run at these sizes"):
+        operate(SetShape(axes=("n=3",)), text)
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        (("bach=3",), "there is no dynamic axis 'bach'; did you mean 'batch'?"),
+        (("x:1=8",), "axis 1 of 'x' is fixed at 4; run 'make-dynamic{axes=x:1=name}' first"),
+        (("x:2=8",), "'x' has no axis 2, it is of rank 2"),
+        (("xx:0=8",), "there is no input 'xx'"),
+        (("batch=n",), "'n' is no size; rename gives an axis another name"),
+        (("batch=2", "m:0=3"), "axis 'batch' is given two sizes, 2 and 3"),
+        (("batch",), "'batch' is not of the form"),
+    ],
+)
+def test_refused(graphopt, model_file, tmp_path, axes, message):
+    ran = graphopt("set-shape", model_file(NET), "--axes", ",".join(axes), "-o", tmp_path / "o.onnx")
+    assert ran.code == 1
+    assert message in ran.error
+    assert not (tmp_path / "o.onnx").exists()
