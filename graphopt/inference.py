@@ -39,6 +39,8 @@ _ENDLESS = (2**31 - 1, 2**63 - 1)
 """What means "to the end" in a Slice, and is no size."""
 _MEASURING = ("Shape", "Size")
 """Operators that turn sizes into elements, of which ONNX's inference does not tell."""
+_LOOPS = ("Loop", "Scan", "SequenceMap")
+"""Operators whose bodies onnx-shape-inference takes to run once."""
 _GROWING = ("Concat", "ConstantOfShape", "Expand", "Range", "Tile")
 """Operators that onnx-shape-inference writes out element by element."""
 
@@ -131,7 +133,8 @@ def infer(model: ir.Model) -> dict[ir.Value, Known]:
     if (fixed or not needs_elements) and plain and all(proof.is_complete() for proof in plain.values()):
         return known | plain
     _forget_declarations(blank)
-    symbolic = {} if _may_make_long_vectors(blank) else _symbolic(model, blank, names)
+    loops = any(graphs.is_op(node, *_LOOPS) for node in model.graph.all_nodes())
+    symbolic = {} if loops or _may_make_long_vectors(blank) else _symbolic(model, blank, names)
     if not plain and not (symbolic and all(proof.is_complete() for proof in symbolic.values())):
         _forget_declarations(blank)
         plain = _plain(model, blank, names)

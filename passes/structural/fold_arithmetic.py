@@ -52,10 +52,10 @@ class _Rules:
     def __init__(self, facts: Facts, taken: Counter[str], opset: int) -> None:
         self._facts, self._taken, self._opset = facts, taken, opset
         self.table: dict[str, Callable[[ir.Graph, ir.Node], bool]] = {
-            **dict.fromkeys(_IDEMPOTENT, self._idempotent),
+            **dict.fromkeys(_BOUNDED, self._bounds),
+            **dict.fromkeys(_IDEMPOTENT, self._idempotent),  # Relu is both
             **dict.fromkeys(_INVOLUTIONS, self._involution),
             **dict.fromkeys((*_SUM, *_PRODUCT), self._chain),
-            **dict.fromkeys(_BOUNDED, self._bounds),
             "Cast": self._cast,
             "CastLike": self._cast_like,
             "Where": self._where,

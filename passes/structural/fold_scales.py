@@ -177,7 +177,7 @@ class _Layer:
         outputs = weight.shape[output] * (groups if transposed else 1)
         bias = None
         if len(node.inputs) > 2 and node.inputs[2] is not None:
-            found = graphs.array(node.inputs[2], _LIMIT) if _is_own(node, 2) else None
+            found = graphs.array(node.inputs[2], _LIMIT)
             if found is None or found.size not in (1, outputs) or found.shape[-1:] not in ((), (1,), (outputs,)):
                 return None
             bias = np.broadcast_to(found.astype(np.float64).ravel(), (outputs,))

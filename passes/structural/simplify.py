@@ -56,7 +56,6 @@ _NEEDED = {
     "unroll-loops": frozenset({"Loop", "Scan"}),
 }
 """Operators without which a pass has nothing to do."""
-_MAKE_WEIGHTS = ("fold-batchnorm", "fold-constants", "fold-scales", "unroll-loops")
 _ROUNDS = 20
 
 
@@ -99,7 +98,7 @@ class Simplify(Pass):
                 again |= result.modified
                 changed[name] += result.modified
                 skipped.update(dict.fromkeys(result.skipped))
-            if not again and any(changed[name] for name in _MAKE_WEIGHTS):  # reading all weights is dear
+            if not again and changed.total():
                 again = merge.call(model).modified
                 changed[merge.pass_name()] += again
             if not again:
