@@ -133,8 +133,7 @@ def infer(model: ir.Model) -> dict[ir.Value, Known]:
     if (fixed or not needs_elements) and plain and all(proof.is_complete() for proof in plain.values()):
         return known | plain
     _forget_declarations(blank)
-    loops = any(graphs.is_op(node, *_LOOPS) for node in model.graph.all_nodes())
-    symbolic = {} if loops or _may_make_long_vectors(blank) else _symbolic(model, blank, names)
+    symbolic = {} if _may_make_long_vectors(blank) else _symbolic(model, blank, names)
     if not plain and not (symbolic and all(proof.is_complete() for proof in symbolic.values())):
         _forget_declarations(blank)
         plain = _plain(model, blank, names)
@@ -174,7 +173,20 @@ def _symbolic(model: ir.Model, blank: ir.Model, names: set[str]) -> dict[ir.Valu
                 None if data is None else tuple(map(_number, json.loads(data))),
             )
     found = _renamed(found, _rests(model, found))
-    return found | _doubtful(model, found)
+    found |= _doubtful(model, found)
+    return found | _after_loops(model, found)
+
+
+def _after_loops(model: ir.Model, found: Mapping[ir.Value, Known]) -> dict[ir.Value, Known]:
+    """Return types and ranks alone of what depends on a loop, whose body may change the sizes of what it carries."""
+    reached: dict[ir.Value, Known] = {}
+    for node in model.graph.all_nodes():
+        if graphs.is_op(node, *_LOOPS) or any(value in reached for value in node.inputs if value is not None):
+            for value in node.outputs:
+                known = found.get(value, Known(None, None))
+                shape = None if known.sizes is None else ir.Shape([None] * len(known.sizes))
+                reached[value] = Known(known.type, shape, dims(shape))
+    return reached
 
 
 def _rests(model: ir.Model, found: Mapping[ir.Value, Known]) -> dict[str, str]:
