@@ -16,6 +16,7 @@ of the fused operators have a filter value of their own, which is not what the m
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -357,7 +358,9 @@ def _attention(site: Site, anchor: ir.Node, core: _Core, flat: Dims) -> ir.Value
     weight = site.constant(anchor, np.concatenate([p.weight for p in found], 1), "qkv_weight")
     bias = site.constant(anchor, np.concatenate([p.bias for p in found]), "qkv_bias")
     mask = _mask.build(site, anchor, core.terms, core.scores, source, source, 1)
-    sizes = {"qkv_hidden_sizes": [part.width for part in parts]} if core.values.size != core.keys.size else {}
+    sizes: dict[str, Any] = (
+        {"qkv_hidden_sizes": [part.width for part in parts]} if core.values.size != core.keys.size else {}
+    )
     return site.add(
         anchor,
         "Attention",

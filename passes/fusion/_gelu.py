@@ -14,6 +14,7 @@ but on the CPU BiasGelu is slower than Gelu of a sum (see `_normalization`).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import onnx_ir as ir
 
@@ -46,7 +47,8 @@ def _unit(site: Site, node: ir.Node) -> None:
         made = _gate(site, inner, x, number)
         if made is None:
             continue
-        operator, attributes = made
+        operator = made[0]
+        attributes: dict[str, Any] = made[1]
         if site.has(operator):
             new = site.add(node, operator, [x], node.outputs[0], domain=MICROSOFT, **attributes)
             reason = site.replace(node.outputs[0], new)

@@ -109,13 +109,13 @@ def build(
     if dims[-2:] == scores[-2:] and len(dims) == 4:
         return total
     wanted = [1, 1, *(1 if has == want else want for has, want in zip(((1, 1, *dims)[-2:]), scores[-2:], strict=True))]
-    key = ("expand", total, tuple(wanted))
-    made = site.once(anchor, key)
+    whole: tuple[object, ...] = ("expand", total, tuple(wanted))
+    made = site.once(anchor, whole)
     if made is not None:
         return made
     full = (*((1,) * (4 - len(dims)) + dims)[:2], *scores[-2:])
     shape = _shape(site, anchor, wanted, queries, keys, keys_axis)
-    return site.remember(anchor, key, site.add(anchor, "Expand", [total, shape], total, full))
+    return site.remember(anchor, whole, site.add(anchor, "Expand", [total, shape], total, full))
 
 
 def _shape(

@@ -128,7 +128,7 @@ class Site:
         uses = value.uses()
         if value.is_graph_output() or len(uses) != 1:
             return None
-        node = uses[0].node
+        node = next(iter(uses)).node
         producer = value.producer()
         return node if producer is not None and node.graph is producer.graph else None
 

@@ -75,8 +75,8 @@ def sizes_that_run(before: Before, candidate: ir.Model, requests: Sequence[Reque
     tried: dict[str, str] = {}
     groups = [[request] for request in requests] + ([list(requests)] if len(requests) > 1 else [])
     for group in groups:
-        for resize in (lambda n: 2 * n, lambda n: 3 * n, lambda n: n + 1, lambda n: max(1, n // 2)):
-            sizes = {request.name: resize(request.size) for request in group}
+        for numerator, denominator, more in ((2, 1, 0), (3, 1, 0), (1, 1, 1), (1, 2, 0)):
+            sizes = {r.name: max(1, numerator * r.size // denominator + more) for r in group}
             label = " ".join(f"{name}={size}" for name, size in sizes.items())
             feeds = dict(before.feeds[0])
             for request in group:

@@ -121,6 +121,8 @@ class Walk:
 
     def factor(self, dim: Dim) -> Dim | None:
         """Return how many times the symbol a size is; None if it is no multiple."""
+        if isinstance(dim, int):
+            return None
         quotient = plain(dim // self.symbol)
         return quotient if plain(quotient * self.symbol) == dim else None
 

@@ -10,7 +10,7 @@ that first. It is verified on inputs of the new sizes, which the model as it was
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -19,6 +19,7 @@ from graphopt import inference, inputs
 from graphopt.errors import UserError
 from graphopt.passbase import Before, Case, Pass, PreconditionError, Result, param
 from graphopt.passes.surgery import _axes, _names
+from graphopt.runtime import Arrays
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _declare_again(model: ir.Model, names: Mapping[str, int]) -> None:
     for value in _axes.values(model):
         dims = inference.dims(value.shape)
         if dims and not value.is_graph_input() and any(_mentions(dim, names) for dim in dims):
-            value.shape = ir.Shape([None if _mentions(dim, names) else dim for dim in value.shape or ()])
+            value.shape = ir.Shape([None if _mentions(dim, names) else dim for dim in dims])
     for value, known in inference.infer(model).items():
         if not value.is_graph_input() and value.shape is not None:
             value.shape = known.refines(value.shape)
@@ -110,7 +111,7 @@ def _mentions(dim: inference.Dim, names: Mapping[str, int]) -> bool:
 def _cases(before: Before, model: ir.Model) -> list[Case]:
     """Return what the model computed on inputs of the new sizes."""
     shapes = {value.name: inference.dims(value.shape) for value in model.graph.inputs}
-    fitting = [
+    fitting: Sequence[Arrays] = [
         feeds for feeds in before.feeds if all(_fits(array.shape, shapes[name]) for name, array in feeds.items())
     ]
     if not fitting:

@@ -272,7 +272,9 @@ def test_resizing_for_a_quantized_model(operate, fit):
         q = QuantizeLinear(x, s, z)
         d = DequantizeLinear(q, s, z)
         v = DequantizeLinear(w, t, o)
-        y = Conv<pads = [1,1,1,1]>(d, v)
+        c = Conv<pads = [1,1,1,1]>(d, v)
+        e = QuantizeLinear(c, t, z)
+        y = DequantizeLinear(e, t, z)
     }}"""
     operate(AddPreprocessing(mean=MEAN, std=STD, resize=("any",), fit=fit, layout="nhwc"), text)
 
