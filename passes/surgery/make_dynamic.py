@@ -29,6 +29,8 @@ from graphopt.passbase import Before, Case, Cases, Pass, PreconditionError, Resu
 from graphopt.passes.surgery import _axes_cases, _axes_grow, _names
 from graphopt.passes.surgery._axes_grow import Grown, Request
 
+_WELL_KNOWN = 13
+"""Opset from which on inference knows practically all operators."""
 _COUNTS = (1, 2, 3, 5)
 """Numbers of samples at which a model is verified, besides its old one."""
 
@@ -48,7 +50,12 @@ class MakeDynamic(Pass):
         if not requests:
             return Result(model, False, skipped=skipped)
         work = model.clone()
-        grown = [_axes_grow.grow(work, request) for request in requests]
+        try:
+            grown = [_axes_grow.grow(work, request) for request in requests]
+        except PreconditionError as reason:
+            if model.opset_imports.get("", _WELL_KNOWN) >= _WELL_KNOWN:
+                raise
+            raise PreconditionError(f"{reason}; 'convert-opset{{to={_WELL_KNOWN}}}' before it may help") from None
         model.graph = work.graph
         if model.functions and not work.functions:
             model.functions.clear()
