@@ -1,6 +1,6 @@
 """`graphopt simplify` beside the other simplifiers: nodes, whole-command time, and whether outputs stay equal.
 
-    python benchmarks/simplifiers.py MODEL_OR_FOLDER... [--peers PYTHON] [--tools NAME...] [--out rows.json] [--table table.md]
+    python benchmarks/simplifiers.py MODEL_OR_FOLDER... [--peers PYTHON] [--tools NAME...] [--max-growth BYTES] [--out rows.json] [--table table.md]
 
 `--peers` is the Python of an environment that holds onnxsim, onnxslim, onnxoptimizer, onnxscript and onnxruntime; by
 default the one that runs this script. Every tool runs as its own command with its defaults, in a process of its own with a
@@ -34,11 +34,12 @@ _ORT = (
 )
 
 
-def commands(peers: str) -> dict[str, list[str]]:
-    """Return the command of every tool, to which input and output are appended."""
+def commands(peers: str, growth: int | None = None) -> dict[str, list[str]]:
+    """Return the command of every tool, with places for input and output."""
     folder = Path(peers).parent
+    limit = [] if growth is None else ["--max-growth", str(growth)]
     return {
-        OURS: [str(BIN / "graphopt"), "simplify", "{in}", "-o", "{out}"],
+        OURS: [str(BIN / "graphopt"), "simplify", "{in}", "-o", "{out}", *limit],
         "onnxsim": [str(folder / "onnxsim"), "{in}", "{out}"],
         "onnxslim": [str(folder / "onnxslim"), "{in}", "{out}"],
         "onnxoptimizer": [peers, "-m", "onnxoptimizer", "{in}", "{out}"],
@@ -171,10 +172,11 @@ def main() -> None:
     parser.add_argument("models", type=Path, nargs="+")
     parser.add_argument("--peers", default=sys.executable)
     parser.add_argument("--tools", nargs="+")
+    parser.add_argument("--max-growth", type=int, help="of graphopt simplify; others fold constants of any size")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", type=Path)
     args = parser.parse_args()
-    tools = commands(args.peers)
+    tools = commands(args.peers, args.max_growth)
     rows: dict[str, dict[str, Any]] = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
     for path in args.models:
         known = path.parent / "inputs.json"
