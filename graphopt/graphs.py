@@ -16,6 +16,19 @@ from graphopt.passbase import FACT_PREFIX
 _ANNOTATION = "quant_parameter_tensor_names"
 """Key of `Value.meta` under which onnx_ir keeps a quantization annotation: names of tensors by role."""
 
+RANDOM = frozenset(
+    {
+        "Bernoulli",
+        "Dropout",
+        "Multinomial",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+    }
+)
+"""Operators that draw random numbers."""
+
 
 def every(model: ir.Model) -> Iterator[ir.Graph]:
     """Yield every graph: the main one, control-flow subgraphs, function bodies; outer before inner."""

@@ -20,17 +20,6 @@ import onnx_ir as ir
 from graphopt import graphs, scopes
 from graphopt.passbase import Pass, Result
 
-_RANDOM = frozenset(
-    {
-        "Bernoulli",
-        "Dropout",
-        "Multinomial",
-        "RandomNormal",
-        "RandomNormalLike",
-        "RandomUniform",
-        "RandomUniformLike",
-    }
-)
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx.ml"})
 _PLAIN = frozenset(
     {
@@ -116,7 +105,7 @@ class _Merger:
         function = self._functions.get(node.op_identifier())
         if function is not None:
             return all(map(self._is_pure, function.all_nodes()))
-        return node.domain in _KNOWN_DOMAINS and node.op_type not in _RANDOM
+        return node.domain in _KNOWN_DOMAINS and node.op_type not in graphs.RANDOM
 
 
 def _input_key(value: ir.Value | None) -> Hashable:

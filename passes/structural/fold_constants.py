@@ -30,17 +30,6 @@ from graphopt.passes.structural._evaluator import OPERATORS, Call, Refused
 from graphopt.passes.structural._informed import Facts, Informed, dtype
 
 _QUANTIZATION = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
-_RANDOM = frozenset(
-    {
-        "Bernoulli",
-        "Dropout",
-        "Multinomial",
-        "RandomNormal",
-        "RandomNormalLike",
-        "RandomUniform",
-        "RandomUniformLike",
-    }
-)
 _IR_VERSION = 4
 """First IR version in which an initializer need not be a graph input."""
 
@@ -145,7 +134,7 @@ class _Folder:
         shape = known.dims()
         if (
             shape not in ((), (len(elements),))
-            or node.op_type in _RANDOM | _QUANTIZATION
+            or node.op_type in graphs.RANDOM | _QUANTIZATION
             or graphs.has_parameters(node)
         ):
             return None
@@ -236,7 +225,7 @@ def _check_foldable(
 ) -> None:
     if node.op_type in _QUANTIZATION:
         raise Refused("it tells the runtime to compute in integers")
-    if node.op_type in _RANDOM:
+    if node.op_type in graphs.RANDOM:
         raise Refused("it draws random numbers")
     if graphs.has_parameters(node):
         raise Refused("the caller of its function sets some of its attributes")
