@@ -79,7 +79,7 @@ def grow(model: ir.Model, request: Request) -> Grown:
     _forget(model)
     source = (ports[request.places[0][0]], request.places[0][1])
     walk = Walk(model, symbol, request.size, source, before, samples=request.samples)
-    walk.run(_axes_rules.RULES, _axes_rules.check_samples if request.samples else _axes_rules.check_axis)
+    walk.run(_axes_rules.RULES, _axes_rules.check_samples if request.samples else None)
     layout = {}
     for value in graphs.definitions(model.graph):
         place = walk.place(value)
@@ -196,7 +196,8 @@ def _declare(
                 dims = [names.outside(dim) for dim in new]
                 if told is not None and len(told) == len(dims):
                     pairs = zip(dims, told, strict=True)
-                    dims = [t if dim is None and not isinstance(t, int) else dim for dim, t in pairs]
+                    steady = walk.samples and any(map(walk.grows, new))  # then the other axes are as they were
+                    dims = [t if dim is None and (steady or not isinstance(t, int)) else dim for dim, t in pairs]
                 value.shape = ir.Shape(dims)
             value.type = type_
             if value.producer() is not None:

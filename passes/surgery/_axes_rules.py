@@ -242,6 +242,47 @@ def _resize(walk: Walk, node: ir.Node) -> None:
         walk.edits["sizes of Resize"] += 1
 
 
+def _reduce(walk: Walk, node: ir.Node) -> None:
+    """Leave the axis of a single sample, which a reduction of the whole batch names too, as it is."""
+    dims, place, kept = walk.dims(node.inputs[0]), walk.place(node.inputs[0]), graphs.attribute(node, "keepdims")
+    if not walk.samples or dims is None or place is None or dims[place] != walk.symbol or walk.size != 1:
+        return
+    axes = walk.ints(node, 1, "axes")
+    empty = graphs.attribute(node, "noop_with_empty_axes")
+    if axes is None and (
+        (len(node.inputs) > 1 and node.inputs[1] is not None) or (empty is not None and empty.as_int())
+    ):
+        return
+    named = list(range(len(dims))) if not axes else [axis % len(dims) for axis in axes]
+    others = [axis for axis in named if axis != place]
+    if place not in named or not others or (kept is not None and not kept.as_int()):
+        return
+    if "axes" in node.attributes or walk.opset < _AXES_ARE_INPUTS[node.op_type]:
+        node.attributes.add(ir.AttrInt64s("axes", others))
+    else:
+        old = node.inputs[1] if len(node.inputs) > 1 else None
+        node.resize_inputs(2)
+        node.replace_input_with(1, walk.constant(np.array(others, np.int64), f"{node.outputs[0].name}_axes"))
+        if old is not None:
+            graphs.discard(old)
+    walk.edits[f"{node.op_type} of one sample"] += 1
+
+
+_AXES_ARE_INPUTS = {
+    "ReduceL1": 18,
+    "ReduceL2": 18,
+    "ReduceLogSum": 18,
+    "ReduceLogSumExp": 18,
+    "ReduceMax": 18,
+    "ReduceMean": 18,
+    "ReduceMin": 18,
+    "ReduceProd": 18,
+    "ReduceSum": 13,
+    "ReduceSumSquare": 18,
+}
+"""Reductions, and the opset since which their axes are an input."""
+
+
 def _slice(walk: Walk, node: ir.Node) -> None:
     """Let a Slice that ended at the old size go to the end."""
     source = node.inputs[0]
@@ -321,6 +362,8 @@ def _tile(walk: Walk, node: ir.Node) -> None:
 
 def _if(walk: Walk, node: ir.Node) -> None:
     """Follow the axis through both branches."""
+    if walk.samples and walk.place(node.inputs[0]) is not None:
+        walk.refuse(node, "its condition differs from sample to sample")
     for found in list(node.attributes.values()):
         for branch in scopes.subgraphs(found):
             walk.follow(branch)
@@ -329,12 +372,16 @@ def _if(walk: Walk, node: ir.Node) -> None:
 def _loop(walk: Walk, node: ir.Node) -> None:
     """Follow the axis through the body, to which what is carried must come as it left."""
     body = node.attributes["body"].as_graph()
+    if walk.samples and any(walk.place(value) is not None for value in node.inputs[:2]):
+        walk.refuse(node, "how long it runs differs from sample to sample")
     carried = list(zip(body.inputs[2:], node.inputs[2:], strict=True))
     for inner, value in carried:
         _enter(inner, value, walk.dims(value), walk)
     for inner in body.inputs[:2]:
         inner.shape = ir.Shape([])
     walk.follow(body)
+    if walk.samples and walk.place(body.outputs[0]) is not None:
+        walk.refuse(node, "how long it runs differs from sample to sample")
     for (inner, _), result in zip(carried, body.outputs[1:], strict=False):
         _comes_back(walk, node, inner, result)
 
@@ -404,12 +451,7 @@ def _check_output(walk: Walk, node: ir.Node, value: ir.Value, carriers: Sequence
     if not graphs.is_needed(value):
         return
     if dims is None and carriers:
-        like = next((v for v, _ in carriers if walk.old(v) == walk.old(value)), None)
-        if like is None or walk.old(value) is None:
-            walk.refuse(node, "no rule tells what shape it makes of the samples")
-        value.shape = like.shape
-        walk.set_lead(value, walk.lead(like))
-        return
+        walk.refuse(node, "no rule tells what shape it makes of the samples")
     if len(places) > 1:
         walk.refuse(node, f"makes {len(places)} axes of samples out of one")
     if carriers and not places and node.op_type != "CastLike":
@@ -471,10 +513,6 @@ def _padded(walk: Walk, node: ir.Node, rank: int) -> list[int]:
     return [axis % rank for i, axis in enumerate(axes) if pads[i] or pads[i + len(axes)]]
 
 
-def check_axis(walk: Walk, node: ir.Node) -> None:
-    """Look for nodes in which an axis that is not one of samples ends unknown to inference; nothing is refused."""
-
-
 _ELEMENTWISE = [
     "Add",
     "And",
@@ -506,6 +544,7 @@ _ELEMENTWISE = [
 RULES: dict[str, Callable[[Walk, ir.Node], None]] = {
     **dict.fromkeys(_ELEMENTWISE, _broadcast),
     **dict.fromkeys(("GRU", "LSTM", "RNN"), _recurrent),
+    **dict.fromkeys(_AXES_ARE_INPUTS, _reduce),
     "Concat": _concat,
     "Expand": _expand,
     "Flatten": flatten,

@@ -28,6 +28,8 @@ Dim = int | ir.SymbolicDim
 Dims = Sequence[Dim]
 Old = Sequence[int | str | None]
 
+ANY = 0
+"""The lead of a value that is the same for all samples: they lie in every order."""
 _UNINFERABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError)
 """What onnx-shape-inference raises on nodes that it cannot make sense of."""
 _STAND_INS = {("com.microsoft", "FusedConv"): ("", "Conv")}
@@ -128,7 +130,7 @@ class Walk:
 
     def lead(self, value: ir.Value) -> int:
         """Return how many runs of samples lie one after the other on their axis."""
-        return self._leads.get(value, 1)
+        return self._leads.get(value, 1) or 1
 
     def set_lead(self, value: ir.Value, lead: int) -> None:
         """Note how the samples lie in a value."""
@@ -160,13 +162,13 @@ class Walk:
         raise PreconditionError(f"{graphs.label(node)} ({node.op_type}): {reason}")
 
     def run(
-        self, rules: Mapping[str, Callable[[Walk, ir.Node], None]], verify: Callable[[Walk, ir.Node], None]
+        self, rules: Mapping[str, Callable[[Walk, ir.Node], None]], verify: Callable[[Walk, ir.Node], None] | None
     ) -> None:
         """Follow the axis through the whole model.
 
         Args:
             rules: what to mend before the shapes of a node are inferred, by operator.
-            verify: looks at a node whose shapes were inferred.
+            verify: looks at a node whose shapes were inferred, if something has to.
 
         Raises:
             PreconditionError: the axis cannot be followed through a node, which the message names.
@@ -183,8 +185,11 @@ class Walk:
             if node.graph is None:  # a rule put others in its place
                 continue
             self.infer(node)
+            for value in node.outputs:
+                self._settle(node, value)
             self._check(node)
-            self._verify(self, node)
+            if self._verify is not None:
+                self._verify(self, node)
 
     def infer(self, node: ir.Node) -> None:
         """Work out the shapes of a node's outputs; they stay unknown for operators that nobody knows."""
@@ -196,6 +201,35 @@ class Walk:
             function(self._context, node)
         except _UNINFERABLE as error:
             self.refuse(node, f"does not fit the new size: {error}")
+
+    def _settle(self, node: ir.Node, value: ir.Value) -> None:
+        """Fill in sizes that inference did not find: what is not known to grow stays, as far as the rank is the same.
+
+        An operator that nobody knows leaves an axis where it was if the result had the same size on it before; what it
+        computes is verified in the end.
+        """
+        old, new = self.old(value), self.dims(value)
+        if old is None or (new is not None and (len(new) != len(old) or not any(map(self._is_unknown, new)))):
+            return
+        found: list[Dim | None] = list(new) if new is not None else [None] * len(old)
+        for source, _ in self.carriers(node):
+            was, now = self.old(source), self.dims(source)
+            for axis in self.axes(source):
+                if was is None or now is None or axis >= len(old) or was[axis] != old[axis]:
+                    continue
+                if self._is_unknown(found[axis]) and not (self.samples and any(map(self.grows, found))):
+                    found[axis] = now[axis]
+        if any(map(self.grows, found)) or not any(True for _ in self.carriers(node)):
+            pairs = zip(found, old, strict=True)
+            kept = [
+                was if isinstance(was, int) and self._is_unknown(dim) and self.samples else dim for dim, was in pairs
+            ]
+            value.shape = ir.Shape([self._context.new_symbolic_dim() if dim is None else dim for dim in kept])
+
+    def _is_unknown(self, dim: Dim | None) -> bool:
+        if dim is None or isinstance(dim, int):
+            return dim is None
+        return any(map(self._context.is_generated_symbol, dim.free_symbols()))
 
     def _check(self, node: ir.Node) -> None:
         """Hold the new shapes against the old ones."""
@@ -330,7 +364,7 @@ class Walk:
         Raises:
             PreconditionError: it cannot be told.
         """
-        sources = [(self.factor(self.dims(v)[p]), self.lead(v)) for v, p in self.carriers(node)]  # type: ignore[index]
+        sources = [(self.factor(self.dims(v)[p]), self._leads.get(v, 1)) for v, p in self.carriers(node)]  # type: ignore[index]
         for value in node.outputs:
             axis = self.place(value)
             if axis is None or value in self._leads:
@@ -339,9 +373,11 @@ class Walk:
             if factor == 1:
                 continue
             leads = {lead for other, lead in sources if other == factor}
-            if len(leads) != 1:
+            if len(leads) > 1:
+                leads.discard(ANY)
+            if len(leads) > 1 or (sources and not leads):
                 self.refuse(node, "nothing tells in which order it leaves the samples")
-            self._leads[value] = leads.pop()
+            self._leads[value] = leads.pop() if leads else ANY
 
     def carriers(self, node: ir.Node) -> Iterator[tuple[ir.Value, int]]:
         """Yield the inputs of a node that hold samples, and the axis on which they do."""

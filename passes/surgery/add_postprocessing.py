@@ -127,17 +127,17 @@ class AddPostprocessing(Pass):
         first = _BOX + self.objectness if together else 0
         parts = [self._columns(model, sources, index) for index in range(len(sources))]
         boxes, scores = parts[0], parts[-1]
-        width = scores.count - first
         if self.objectness and not together:
             raise UserError(
                 f"{self.pass_name()}: objectness is a column of a single output; leave boxes and scores out"
             )
-        if self.classes > width or width < 1 + self.background:
+        number = self.classes or scores.count - first
+        if not self.background < number <= scores.count - first:
             raise UserError(
                 f"{self.pass_name()}: {boxes.count} columns of '{sources[0].name}' and {scores.count} of "
                 f"'{sources[-1].name}' are not boxes and scores; check columns_axis and classes"
             )
-        start = (scores.count - self.classes if self.classes else first) + self.background
+        start = scores.count - number + self.background
         return Detections(
             boxes=_cut(boxes, 0, _BOX),
             scores=_cut(scores, start, scores.count),
@@ -170,7 +170,8 @@ class AddPostprocessing(Pass):
                     f"'{value.name}' {_ports.text(dims)} has no axis of {_BOX} numbers for each box"
                 )
         elif self.columns_axis is not None:
-            axes = [self.columns_axis % len(dims) + 3 - len(dims)]
+            place = self.columns_axis - (len(dims) if self.columns_axis >= 0 else 0)  # from the end
+            axes = [axis for axis in sizes if axis - 3 == place]
         elif len(sources) > 1:  # the axis that has another size than that of the boxes
             across = self._columns(model, sources, 0).axis
             number = _ports.dims(model, sources[0])[-2 if across == 2 else -1]

@@ -7,7 +7,8 @@ training code states them. Sizes are counted by half pixels as in OpenCV, Pillow
 rounded to whole numbers, unless the model takes whole numbers.
 
 Scale, deviation, mean and the order of channels go into the weights of the first layers where the result is the same.
-The mean stays a subtraction where a convolution pads with zeros, because these stand for the mean.
+The mean stays a subtraction where a convolution pads with zeros, because these stand for the mean. Folding changes the
+order of rounding: where an output is so small that this is seen, verification fails, and `--no-fold` is left.
 
 The result is held against running the model on images that numpy prepares.
 """
@@ -161,10 +162,10 @@ class AddPreprocessing(Pass):
         arrays = []
         for name, numbers, default in (("mean", self.mean, 0.0), ("std", self.std, 1.0)):
             array = np.array(numbers or default, np.float64)
+            if array.size > 1 and (axis is None or (isinstance(dims[axis], int) and dims[axis] != array.size)):
+                raise self._wrong(value, f"has not {array.size} channels as {name}; give as many numbers, or one")
             if np.unique(array).size == 1:
                 array = array.ravel()[0]
-            elif axis is None or (dims[axis] not in (array.size, None) and not isinstance(dims[axis], str)):
-                raise self._wrong(value, f"has not {array.size} channels as {name}; give as many numbers, or one")
             else:
                 array = array.reshape([-1 if place == axis else 1 for place in range(len(dims))])
             arrays.append(array)
@@ -184,7 +185,7 @@ class AddPreprocessing(Pass):
             wanted[i] = dim if isinstance(dim, int) else wanted[i]
         height, width = wanted
         if len(self.to) not in (0, 2) or height is None or width is None or min(height, width) < 1:
-            raise self._wrong(value, "takes images of any size; give the one to resize to as to=height,width")
+            raise self._wrong(value, "takes images of any size; give the one to resize to, as in --to 224,224")
         if self.antialias and self.mode == "nearest":
             raise UserError(f"{self.pass_name()}: antialias does not go with mode nearest; take linear or cubic")
         if self.mode == "cubic" and (len(dims), spatial) != (4, (2, 3)):

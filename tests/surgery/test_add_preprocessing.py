@@ -332,6 +332,7 @@ def test_numpy_agrees_with_the_specification(mode, antialias):
          "several inputs look like images: a, b; name one"),
         (AddPreprocessing(input_name="z"), PADDED, "there is no input 'z'"),
         (AddPreprocessing(mean=(1, 2)), PADDED, "has not 2 channels as mean"),
+        (AddPreprocessing(std=(2, 2)), PADDED, "has not 2 channels as std"),
         (AddPreprocessing(std=(0, 1, 1)), PADDED, "must be finite and not 0"),
         (AddPreprocessing(scale=0), PADDED, "must be finite and not 0"),
         (AddPreprocessing(scale=float("nan")), PADDED, "must be finite and not 0"),
