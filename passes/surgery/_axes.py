@@ -1,4 +1,4 @@
-"""Names of dynamic axes, in declared shapes."""
+"""Axes: how people name them, and the names of dynamic ones in declared shapes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,29 @@ from collections.abc import Iterator, Mapping
 import onnx_ir as ir
 
 from graphopt import graphs, inference
+from graphopt.errors import UserError
+from graphopt.passes.surgery import _names
 
 _WORD = re.compile(r"[A-Za-z_]\w*(?!\w*\()")
 """A name in an expression such as "2*batch" or "floor(width/2)", but not that of a function."""
+
+
+def place(pass_name: str, text: str, ports: Mapping[str, ir.Value]) -> tuple[str, int]:
+    """Read `input:axis`; return the input's name and the axis, counted from the front.
+
+    Raises:
+        UserError: it is of another form, or there is no such input or axis.
+    """
+    port, colon, number = text.rpartition(":")
+    if not colon or not number.removeprefix("-").isdecimal():
+        raise UserError(f"{pass_name}: '{text}' is not of the form input:axis; write x:0")
+    value = _names.find(pass_name, "input", port, ports)
+    if value.shape is None:
+        raise UserError(f"{pass_name}: the rank of '{port}' is unknown, and so are its axes; export it with a shape")
+    rank, axis = len(value.shape), int(number)
+    if not -rank <= axis < rank:
+        raise UserError(f"{pass_name}: '{port}' has no axis {axis}, it is of rank {rank}")
+    return port, axis % rank
 
 
 def values(model: ir.Model) -> Iterator[ir.Value]:

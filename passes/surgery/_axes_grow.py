@@ -15,6 +15,8 @@ from graphopt.passbase import PreconditionError
 from graphopt.passes.surgery import _axes_rules
 from graphopt.passes.surgery._axes_walk import Dim, Old, Walk
 
+_WELL_KNOWN = 13
+"""Opset from which on inference knows practically all operators."""
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -48,12 +50,35 @@ class Grown:
     edits: Mapping[str, int] = field(default_factory=dict)
 
 
-def grow(model: ir.Model, request: Request) -> Grown:
-    """Change a model in place, which is of no use after a refusal.
+def grow(model: ir.Model, requests: Sequence[Request]) -> list[Grown]:
+    """Make axes dynamic, one after the other; a model that refuses stays as it was.
 
     Raises:
-        PreconditionError: the message names the node at which the axis cannot be followed.
+        PreconditionError: the message names the node at which an axis cannot be followed, and what may help.
     """
+    work = model.clone()
+    try:
+        grown = [_grow(work, request) for request in requests]
+    except PreconditionError as reason:
+        raise PreconditionError(f"{reason}{_advice(model)}") from None
+    model.graph = work.graph
+    for key in [key for key in model.functions if key not in work.functions]:
+        del model.functions[key]
+    return grown
+
+
+def _advice(model: ir.Model) -> str:
+    """Return which passes may make a model easier to follow."""
+    helpful = []
+    if any(value.is_initializer() for value in model.graph.inputs):
+        helpful.append("freeze-defaults")
+    if model.opset_imports.get("", _WELL_KNOWN) < _WELL_KNOWN:
+        helpful.append(f"'convert-opset{{to={_WELL_KNOWN}}}'")
+    return f"; {' and '.join(helpful)} before it may help" if helpful else ""
+
+
+def _grow(model: ir.Model, request: Request) -> Grown:
+    """Make one axis dynamic in place; a model that refuses is of no use afterwards."""
     if model.functions:
         InlinePass()(model)
     ports = {value.name: value for value in model.graph.inputs}

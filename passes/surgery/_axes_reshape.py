@@ -11,12 +11,16 @@ earlier Reshape made of as many.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
 from graphopt import graphs
-from graphopt.passes.surgery._axes_walk import Dim, Old, Part, Pick, Size, Walk, plain, product
+from graphopt.passes.surgery._axes_walk import Dim, Old, Part, Pick, Size, Walk, plain, product, text
+
+_STAND_IN = 1_000_003
+"""The first of the sizes that stand for those that vary: too large for products with others to be equal by accident."""
 
 
 def reshape(walk: Walk, node: ir.Node) -> None:
@@ -126,7 +130,8 @@ def _samples(
                 walk.grows(elements[axis]) or elements[axis] == -1 or (elements[axis] == 0 and axis == place)
             )  # fmt: skip
             grown = elements is not None and axis < len(elements) and walk.grows(elements[axis])
-            choices.append((not grown, not alone, axis not in favoured, not computed, axis != place, axis, lead))
+            moved = alone and axis != place  # samples merged into another axis had better be in front of the features
+            choices.append((not grown, not alone, axis not in favoured, not computed, moved, axis, lead))
         before = plain(before * dim)
     if not choices:
         return None
@@ -161,18 +166,25 @@ def _regrouped(walk: Walk, node: ir.Node, old: Old) -> list[Dim] | None:
     """Return the shape of the result, run by run; None where the shapes before were not known."""
     data = node.inputs[0]
     new, was = walk.dims(data), walk.old(data)
-    if data is None or new is None or was is None or len(was) != len(new):
+    if data is None or new is None or was is None or len(was) != len(new) or None in (*was, *old):
         return None
-    if not all(isinstance(d, int) for d in (*was, *old)):
-        return None
-    ours, theirs = [int(d or 0) for d in was], [int(d or 0) for d in old]
+    ours, theirs = [_number(dim) for dim in was], [_number(dim) for dim in old]
     wanted: list[Dim] = []
-    start = 0
     for begin, end, size in _runs(ours, theirs):
-        run = range(start, start + size)
-        start += size
-        wanted.extend(_run(walk, node, data, range(begin, end), [theirs[axis] for axis in run]))
+        axes = range(len(wanted), len(wanted) + size)
+        run = [dim if isinstance(dim, int) else ir.SymbolicDim(dim) for dim in (old[axis] for axis in axes)]
+        wanted.extend(_run(walk, node, data, dict(zip(range(begin, end), ours[begin:end], strict=True)),
+                           run, [theirs[axis] for axis in axes]))  # fmt: skip
     return wanted
+
+
+def _number(dim: int | str | None) -> int:
+    """Return a size, or for one that varies a number that stands for it: axes are called n0, n1 and so on here."""
+    if not isinstance(dim, str):
+        return dim or 0
+    symbol = ir.SymbolicDim(dim)
+    found = symbol.evaluate({name: _STAND_IN + int("0" + re.sub(r"\D", "", name)) for name in symbol.free_symbols()})
+    return found if isinstance(found, int) else 0
 
 
 def _runs(ours: Sequence[int], theirs: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -181,41 +193,49 @@ def _runs(ours: Sequence[int], theirs: Sequence[int]) -> list[tuple[int, int, in
     while i < len(ours) or j < len(theirs):
         begin, first = i, j
         left = right = 1
-        while left != right or (i == begin and j == first):
-            if (left <= right and i < len(ours)) or j >= len(theirs):
-                if i >= len(ours):
-                    break
+        while True:  # one axis of each, then more on the side of the smaller product
+            if i < len(ours) and (i == begin or left < right):
                 left, i = left * ours[i], i + 1
-            else:
+            elif j < len(theirs) and (j == first or right < left):
                 right, j = right * theirs[j], j + 1
-        while i == len(ours) and j < len(theirs) and theirs[j] == 1:
-            j += 1
-        if i > begin and j == first and j < len(theirs) and theirs[j] == 1 == left:
-            j += 1  # an axis of size 1 goes to one of size 1
+            else:
+                break
         found.append((begin, i, j - first))
     return found
 
 
-def _run(walk: Walk, node: ir.Node, data: ir.Value, axes: range, theirs: Sequence[int]) -> list[Dim]:
+def _run(
+    walk: Walk, node: ir.Node, data: ir.Value, ours: Mapping[int, int], old: Sequence[Dim], theirs: Sequence[int]
+) -> list[Dim]:
+    """Return the sizes of a run of axes of the result.
+
+    Args:
+        walk: the walk.
+        node: the Reshape.
+        data: what it reshapes.
+        ours: axes of the data that the run comes from, and their old sizes.
+        old: old sizes of the axes of the result.
+        theirs: the same as numbers.
+    """
     new = walk.dims(data)
     assert new is not None
-    growing = [axis for axis in axes if walk.grows(new[axis])]
+    growing = [axis for axis in ours if walk.grows(new[axis])]
     if not growing:
-        return list(theirs)
-    real = [axis for axis in axes if walk.was(new[axis]) != 1 or axis in growing]
+        return list(old)
+    real = [axis for axis, size in ours.items() if size != 1 or axis in growing]
     many = [i for i, size in enumerate(theirs) if size != 1]
-    total = product([new[axis] for axis in axes])
-    if len(many) == 1 or (not many and theirs):
+    total = product([new[axis] for axis in ours])
+    wanted = list(old)
+    if not theirs:
+        walk.refuse(node, f"it takes axis {growing[0]} of '{data.name}' away, which was of size 1")
+    if len(many) == 1 or not many:
         if len(real) > 1 and isinstance(total, ir.SymbolicDim):
-            parts = [(new[a], int(walk.was(new[a])), Size(data, a)) for a in real]  # type: ignore[arg-type]
-            walk.merged.setdefault(str(total.value), parts)
-        wanted: list[Dim] = list(theirs)
+            walk.merged.setdefault(str(total.value), [(new[a], ours[a], Size(data, a)) for a in real])
         wanted[many[0] if many else 0] = total
         return wanted
     parts = walk.merged.get(str(total.value), []) if isinstance(total, ir.SymbolicDim) else []
     if [size for _, size, _ in parts] != [theirs[i] for i in many]:
-        walk.refuse(node, f"nothing tells which of the axes {list(theirs)} grows with {total}")
-    wanted = list(theirs)
+        walk.refuse(node, f"nothing tells which of the axes {text(old)} grows with {text([total])[1:-1]}")
     for i, (dim, _, _) in zip(many, parts, strict=True):
         wanted[i] = dim
     return wanted
@@ -227,8 +247,9 @@ def _aim(walk: Walk, node: ir.Node, wanted: Sequence[Dim], elements: Sequence[Di
     assert data is not None
     dims = walk.dims(data)
     assert dims is not None
-    found = graphs.attribute(node, "allowzero")
-    copies = (found is None or not found.as_int()) and 0 not in wanted
+    copies = 0 not in wanted
+    if copies:
+        node.attributes.pop("allowzero", None)  # which matters to targets with a 0 for a size
     parts: list[Part | None] = []
     for axis, dim in enumerate(wanted):
         if isinstance(dim, int):

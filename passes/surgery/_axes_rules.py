@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnx_ir as ir
 
 from graphopt import graphs, scopes
 from graphopt.passes.surgery._axes_reshape import flatten, reshape, squeeze, unsqueeze
-from graphopt.passes.surgery._axes_walk import Dims, Part, Pick, Size, Walk
+from graphopt.passes.surgery._axes_walk import ELEMENTWISE, Dims, Part, Pick, Size, Walk
 
 _TO_THE_END = 2**31 - 1
 """Slices that end here or later run to the end of the axis; fits both types of bounds."""
@@ -82,6 +83,8 @@ def _align(walk: Walk, node: ir.Node, indices: Sequence[int], keep: int) -> None
         indices: inputs that broadcast.
         keep: how many last axes do not.
     """
+    if walk.samples and keep == 0:
+        _meet(walk, node, indices)
     values = [node.inputs[index] for index in indices]
     for value in values:
         for axis in walk.axes(value):
@@ -92,6 +95,20 @@ def _align(walk: Walk, node: ir.Node, indices: Sequence[int], keep: int) -> None
                 continue
             for index in indices:
                 _agree(walk, node, index, back, dims[axis])
+
+
+def _meet(walk: Walk, node: ir.Node, indices: Sequence[int]) -> None:
+    """Bring the samples of all inputs that broadcast to the same axis, that of the first which has some."""
+    backs = {}
+    for index in indices:
+        place, dims = walk.place(node.inputs[index]), walk.dims(node.inputs[index])
+        if place is not None and dims is not None:
+            backs[index] = len(dims) - place
+    for index, back in backs.items():
+        first = next(iter(backs.values()))
+        dims = walk.dims(node.inputs[index]) or ()
+        if back != first and first <= len(dims):
+            walk.move(node, index, len(dims) - first)
 
 
 def _agree(walk: Walk, node: ir.Node, index: int, back: int, dim: int | ir.SymbolicDim) -> None:
@@ -156,6 +173,8 @@ def _recurrent(walk: Walk, node: ir.Node) -> None:
     """Copy the initial states for every sample."""
     layout = graphs.attribute(node, "layout")
     first = layout is not None and layout.as_int() == 1
+    if walk.samples:
+        walk.move(node, 0, 0 if first else 1)
     axis = walk.place(node.inputs[0])
     if axis is not None and walk.samples and axis != (0 if first else 1):
         walk.refuse(
@@ -173,24 +192,108 @@ def _elements_together(walk: Walk, node: ir.Node) -> None:
 
 
 def _scatter_nd(walk: Walk, node: ir.Node) -> None:
-    """Copy data and updates for every sample where the samples lie behind the axes that are indexed."""
+    """Copy data and updates for every sample; indices that number the samples no longer do."""
     data, indices, updates = node.inputs[:3]
     size, dims = walk.dims(indices), walk.dims(data)
     if not walk.samples or size is None or dims is None or not isinstance(size[-1], int):
         return
-    shift = len(size) - 1 - size[-1]
-    axis = walk.place(data)
-    if axis is None:
-        found = walk.place(updates)
-        axis = None if found is None else found - shift
-    if walk.place(indices) is not None:
-        walk.refuse(node, "its indices differ from sample to sample")
-    if axis is None:
+    if walk.place(indices) is not None:  # they are computed, for as many samples as there are
         return
-    if axis < size[-1]:
-        walk.refuse(node, f"its indices number the samples, on axis {axis} of '{data.name if data else ''}'")
+    count, grid = size[-1], len(size) - 1
+    axis, place = walk.place(data), walk.place(updates)
+    if axis is None and place is None:
+        return
+    if axis is None and place is not None and place >= grid:
+        axis = place - grid + count
+    if axis is None or axis < count:
+        _unnumber_updates(walk, node, axis, place)
+        return
     walk.carry(node, 0, axis)
-    walk.carry(node, 2, axis + shift)
+    walk.carry(node, 2, axis + grid - count)
+
+
+def _unnumber_updates(walk: Walk, node: ir.Node, axis: int | None, place: int | None) -> None:
+    """Leave the samples out of the indices of a ScatterND, and move them behind the axes that stay indexed.
+
+    ScatterND(data, indices, updates) is then Transpose(ScatterND(Transpose(data), fewer indices, Transpose(updates))).
+    """
+    changed = walk.dims(node.inputs[2])
+    axis, place, fewer = _unnumbered(walk, node, axis, place)
+    walk.carry(node, 0, axis)
+    walk.carry(node, 2, place)
+    rank, count, grid = len(walk.dims(node.inputs[0]) or ()), fewer.shape[-1] + 1, fewer.ndim
+    ours = _behind(axis, count, rank)
+    moved = _turned(walk, node, 0, ours)
+    updates = _turned(walk, node, 2, _behind(place, grid, len(changed or ())))
+    reduction = graphs.attribute(node, "reduction")
+    extra = {} if reduction is None else {"reduction": reduction.as_string()}
+    indices = walk.constant(fewer, f"{node.outputs[0].name}_indices")
+    turned = walk.add(node, "ScatterND", [moved, indices, updates], f"{node.outputs[0].name}_turned", **extra)
+    graphs.become(node, "Transpose", [turned], perm=[ours.index(i) for i in range(rank)])
+    walk.edits["indices of ScatterND"] += 1
+
+
+def _gather_nd(walk: Walk, node: ir.Node) -> None:
+    """Let indices that number the samples no longer do; the samples lie behind the axes that stay indexed, and return."""
+    axis, size, batch = walk.place(node.inputs[0]), walk.dims(node.inputs[1]), graphs.attribute(node, "batch_dims")
+    if not walk.samples or size is None or (axis is None and walk.place(node.inputs[1]) is None):
+        return
+    if batch is not None and batch.as_int():
+        for index in (0, 1) if (axis if axis is not None else 0) < batch.as_int() else ():
+            walk.carry(node, index, axis if axis is not None else walk.place(node.inputs[1]) or 0)
+        return
+    if axis is None or walk.place(node.inputs[1]) is not None or not isinstance(size[-1], int) or axis >= size[-1]:
+        return
+    axis, place, fewer = _unnumbered(walk, node, axis, None)
+    count, grid = fewer.shape[-1] + 1, fewer.ndim
+    rank = len(walk.dims(node.inputs[0]) or ())
+    moved = _turned(walk, node, 0, _behind(axis, count, rank))
+    indices = walk.constant(fewer, f"{node.outputs[0].name}_indices")
+    turned = walk.add(node, "GatherND", [moved, indices], f"{node.outputs[0].name}_turned")
+    back = _behind(place, grid, grid + rank - count)
+    graphs.become(node, "Transpose", [turned], perm=[back.index(i) for i in range(len(back))])
+    walk.edits["indices of GatherND"] += 1
+
+
+def _behind(axis: int, count: int, rank: int) -> list[int]:
+    """Return the permutation that moves an axis behind the first `count`, of which it is one."""
+    return [*(i for i in range(count) if i != axis), axis, *range(count, rank)]
+
+
+def _turned(walk: Walk, node: ir.Node, index: int, perm: list[int]) -> ir.Value:
+    value = node.inputs[index]
+    assert value is not None
+    return walk.add(node, "Transpose", [value], f"{value.name}_turned", perm=perm)
+
+
+def _unnumbered(walk: Walk, node: ir.Node, axis: int | None, place: int | None) -> tuple[int, int, np.ndarray]:
+    """Take out of constant indices the one that numbers the samples.
+
+    Args:
+        walk: the walk.
+        node: a GatherND or ScatterND, whose second input they are, [..., indexed axes].
+        axis: of the data, on which samples lie; None to find it.
+        place: axis of the indices along which the samples are numbered; None to find it.
+
+    Returns:
+        The two axes, and the remaining indices of one sample.
+    """
+    indices = graphs.array(node.inputs[1])
+    dims = walk.dims(node.inputs[0])
+    assert dims is not None
+    if indices is None:
+        walk.refuse(node, "indices that are no constants number the samples")
+    grid, count = indices.shape[:-1], indices.shape[-1]
+    places = [p for p, size in enumerate(grid) if size == walk.size and place in (None, p)]
+    axes = [a for a in range(count) if (dims[a] == walk.size if axis is None else a == axis)]
+    for p, a in itertools.product(places, axes if count > 1 else []):
+        numbers, fewer = np.moveaxis(indices[..., a], p, -1), np.delete(indices, a, -1)
+        first = fewer.take(0, p)
+        if (numbers == np.arange(walk.size)).all() and (fewer == np.expand_dims(first, p)).all():
+            break
+    else:
+        walk.refuse(node, "its indices number the samples in a way that does not hold for more of them")
+    return a, p, first
 
 
 def _expand(walk: Walk, node: ir.Node) -> None:
@@ -351,6 +454,12 @@ def _gather(walk: Walk, node: ir.Node) -> None:
         graphs.discard(indices)
 
 
+def _first(walk: Walk, node: ir.Node) -> None:
+    """Bring samples to the first axis, where the operator has them."""
+    if walk.samples:
+        walk.move(node, 0, 0)
+
+
 def _tile(walk: Walk, node: ir.Node) -> None:
     """Note how repeated samples lie."""
     axis, repeats = walk.place(node.inputs[0]), walk.elements(node.inputs[1] if len(node.inputs) > 1 else None)
@@ -374,16 +483,11 @@ def _loop(walk: Walk, node: ir.Node) -> None:
     body = node.attributes["body"].as_graph()
     if walk.samples and any(walk.place(value) is not None for value in node.inputs[:2]):
         walk.refuse(node, "how long it runs differs from sample to sample")
-    carried = list(zip(body.inputs[2:], node.inputs[2:], strict=True))
-    for inner, value in carried:
-        _enter(inner, value, walk.dims(value), walk)
     for inner in body.inputs[:2]:
         inner.shape = ir.Shape([])
-    walk.follow(body)
+    _iterate(walk, node, body, list(zip(body.inputs[2:], range(2, len(node.inputs)), body.outputs[1:], strict=False)))
     if walk.samples and walk.place(body.outputs[0]) is not None:
         walk.refuse(node, "how long it runs differs from sample to sample")
-    for (inner, _), result in zip(carried, body.outputs[1:], strict=False):
-        _comes_back(walk, node, inner, result)
 
 
 def _scan(walk: Walk, node: ir.Node) -> None:
@@ -393,16 +497,38 @@ def _scan(walk: Walk, node: ir.Node) -> None:
     states = len(node.inputs) - count
     found = graphs.attribute(node, "scan_input_axes")
     axes = list(found.as_ints()) if found is not None else [0] * count
-    for index, (inner, value) in enumerate(zip(body.inputs, node.inputs, strict=False)):
+    for inner, value, axis in zip(body.inputs[states:], node.inputs[states:], axes, strict=True):
         dims = walk.dims(value)
-        if index >= states and dims is not None:
-            axis = axes[index - states] % len(dims)
+        if dims is not None:
+            axis %= len(dims)
             if walk.samples and walk.grows(dims[axis]):
                 walk.refuse(node, f"goes through the samples one after the other, on axis {axis} of '{inner.name}'")
             dims = [*dims[:axis], *dims[axis + 1 :]]
         _enter(inner, value, dims, walk)
-    walk.follow(body)
-    for inner, result in zip(body.inputs[:states], body.outputs, strict=False):
+    _iterate(walk, node, body, list(zip(body.inputs[:states], range(states), body.outputs, strict=False)))
+
+
+def _iterate(walk: Walk, node: ir.Node, body: ir.Graph, carried: list[tuple[ir.Value, int, ir.Value]]) -> None:
+    """Follow the axis through a body until what it carries comes back as it went in.
+
+    Args:
+        walk: the walk.
+        node: the Loop or Scan.
+        body: its body.
+        carried: input of the body, index of the input of the node that it starts from, output of the body.
+    """
+    for _ in range(len(carried) + 1):
+        for inner, index, _result in carried:
+            _enter(inner, node.inputs[index], walk.dims(node.inputs[index]), walk)
+        walk.follow(body)
+        for inner, index, result in carried:
+            place = walk.place(result)
+            if walk.samples and place is not None and walk.place(inner) is None and walk.dims(inner) is not None:
+                walk.carry(node, index, place)  # an initial state is the same for all samples
+                break
+        else:
+            break
+    for inner, _, result in carried:
         _comes_back(walk, node, inner, result)
 
 
@@ -513,36 +639,9 @@ def _padded(walk: Walk, node: ir.Node, rank: int) -> list[int]:
     return [axis % rank for i, axis in enumerate(axes) if pads[i] or pads[i + len(axes)]]
 
 
-_ELEMENTWISE = [
-    "Add",
-    "And",
-    "BiasGelu",
-    "BitwiseAnd",
-    "BitwiseOr",
-    "BitwiseXor",
-    "Clip",
-    "Div",
-    "Equal",
-    "Greater",
-    "GreaterOrEqual",
-    "Less",
-    "LessOrEqual",
-    "Max",
-    "Mean",
-    "Min",
-    "Mod",
-    "Mul",
-    "Or",
-    "Pow",
-    "PRelu",
-    "Sub",
-    "Sum",
-    "Where",
-    "Xor",
-]
-
 RULES: dict[str, Callable[[Walk, ir.Node], None]] = {
-    **dict.fromkeys(_ELEMENTWISE, _broadcast),
+    **dict.fromkeys(_FIRST_AXIS, _first),
+    **dict.fromkeys(ELEMENTWISE, _broadcast),
     **dict.fromkeys(("GRU", "LSTM", "RNN"), _recurrent),
     **dict.fromkeys(_AXES_ARE_INPUTS, _reduce),
     "Concat": _concat,
@@ -550,6 +649,7 @@ RULES: dict[str, Callable[[Walk, ir.Node], None]] = {
     "Flatten": flatten,
     "Gather": _gather,
     "GatherElements": _elements_together,
+    "GatherND": _gather_nd,
     "Gemm": _gemm,
     "GridSample": _together((0, 0), (1, 0)),
     "If": _if,

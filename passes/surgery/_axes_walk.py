@@ -28,6 +28,35 @@ Dim = int | ir.SymbolicDim
 Dims = Sequence[Dim]
 Old = Sequence[int | str | None]
 
+ELEMENTWISE = [
+    "Add",
+    "And",
+    "BiasGelu",
+    "BitwiseAnd",
+    "BitwiseOr",
+    "BitwiseXor",
+    "Clip",
+    "Div",
+    "Equal",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "Max",
+    "Mean",
+    "Min",
+    "Mod",
+    "Mul",
+    "Or",
+    "Pow",
+    "PRelu",
+    "Sub",
+    "Sum",
+    "Where",
+    "Xor",
+]
+"""Operators whose inputs broadcast against each other."""
+
 ANY = 0
 """The lead of a value that is the same for all samples: they lie in every order."""
 _UNINFERABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError)
@@ -307,7 +336,9 @@ class Walk:
         dims = self.dims(value)
         if value is None or dims is None or axis >= len(dims) or self.grows(dims[axis]):
             return
-        if dims[axis] != self.size:
+        if self.move(node, index, axis):
+            return
+        if dims[axis] != self.size or (self.samples and self.place(value) is not None):
             self.refuse(node, f"'{value.name}' has size {_show(dims[axis])} on axis {axis}, and not {self.size}")
         key = (value, axis)
         if key not in self._carried or node.graph is not self.model.graph:
@@ -316,6 +347,23 @@ class Walk:
             self._carried[key] = self.add(node, "Expand", [single, target], f"{value.name}_expanded")
             self.edits["Expand added"] += 1
         node.replace_input_with(index, self._carried[key])
+
+    def move(self, node: ir.Node, index: int, axis: int) -> bool:
+        """Put the samples of an input on another axis, and tell whether that was possible.
+
+        All axes that had size 1 with a single sample can hold them as well.
+        """
+        value = node.inputs[index] if index < len(node.inputs) else None
+        place, dims = self.place(value), self.dims(value)
+        if value is None or place is None or dims is None or axis >= len(dims) or not self.samples:
+            return False
+        if self.size != 1 or dims[place] != self.symbol or dims[axis] != 1:
+            return False
+        perm = list(range(len(dims)))
+        perm[place], perm[axis] = axis, place
+        node.replace_input_with(index, self.add(node, "Transpose", [value], f"{value.name}_turned", perm=perm))
+        self.edits["Transpose added"] += 1
+        return True
 
     def single(self, node: ir.Node, value: ir.Value, axis: int) -> ir.Value:
         """Return a value of size 1 on an axis along which all its slices are equal.
@@ -330,7 +378,7 @@ class Walk:
         array = graphs.array(value)
         if array is not None:
             first = array.take([0], axis)
-            if not np.array_equal(np.broadcast_to(first, array.shape), array):
+            if not self._repeats(value, axis):
                 self.refuse(
                     node, f"the constant '{value.name}' differs along axis {axis}, which has the fixed size {self.size}"
                 )
@@ -347,16 +395,32 @@ class Walk:
 
     def _repeats(self, value: ir.Value, axis: int) -> bool:
         """Tell whether an operator made a value the same all along an axis."""
-        producer = value.producer()
-        if graphs.is_op(producer, "ConstantOfShape"):
+        dims, producer = self.dims(value), value.producer()
+        if dims is None:
+            return False
+        if axis < 0 or dims[axis] == 1:
             return True
-        if not graphs.is_op(producer, "Expand") or producer is None:
+        array = graphs.array(value)
+        if array is not None:
+            return bool((array == array.take([0], axis)).all())
+        if producer is None or producer.domain:
             return False
-        source, result = self.dims(producer.inputs[0]), self.dims(value)
-        if source is None or result is None:
+        if producer.op_type == "Gather":
+            return self._repeats_gathered(producer, axis)
+        if producer.op_type in (*ELEMENTWISE, "Cast", "Expand", "Identity"):
+            sources = producer.inputs[:1] if producer.op_type == "Expand" else producer.inputs
+            return all(self._repeats(v, axis - len(dims) + len(self.dims(v) or ())) for v in sources if v is not None)
+        return producer.op_type == "ConstantOfShape"
+
+    def _repeats_gathered(self, node: ir.Node, axis: int) -> bool:
+        data, indices, found = node.inputs[0], node.inputs[1], graphs.attribute(node, "axis")
+        ours, theirs = self.dims(data), self.dims(indices)
+        if data is None or indices is None or ours is None or theirs is None:
             return False
-        inner = axis - (len(result) - len(source))
-        return inner < 0 or source[inner] == 1
+        start = (0 if found is None else found.as_int()) % len(ours)
+        if start <= axis < start + len(theirs):
+            return self._repeats(indices, axis - start)
+        return self._repeats(data, axis if axis < start else axis - len(theirs) + 1)
 
     def inherit(self, node: ir.Node) -> None:
         """Note how the samples lie in the outputs of a node that does not reorder them.

@@ -26,11 +26,9 @@ import onnx_ir as ir
 from graphopt import inference
 from graphopt.errors import UserError
 from graphopt.passbase import Before, Case, Cases, Pass, PreconditionError, Result, param
-from graphopt.passes.surgery import _axes_cases, _axes_grow, _names
+from graphopt.passes.surgery import _axes, _axes_cases, _axes_grow, _names
 from graphopt.passes.surgery._axes_grow import Grown, Request
 
-_WELL_KNOWN = 13
-"""Opset from which on inference knows practically all operators."""
 _COUNTS = (1, 2, 3, 5)
 """Numbers of samples at which a model is verified, besides its old one."""
 
@@ -49,16 +47,7 @@ class MakeDynamic(Pass):
         requests, skipped = self._requests(model)
         if not requests:
             return Result(model, False, skipped=skipped)
-        work = model.clone()
-        try:
-            grown = [_axes_grow.grow(work, request) for request in requests]
-        except PreconditionError as reason:
-            if model.opset_imports.get("", _WELL_KNOWN) >= _WELL_KNOWN:
-                raise
-            raise PreconditionError(f"{reason}; 'convert-opset{{to={_WELL_KNOWN}}}' before it may help") from None
-        model.graph = work.graph
-        if model.functions and not work.functions:
-            model.functions.clear()
+        grown = _axes_grow.grow(model, requests)
         report: dict[str, Any] = {
             "inputs": {f"{name}:{axis}": request.name for request in requests for name, axis in request.places},
             "outputs": {value.name: str(value.shape) for value in model.graph.outputs},
@@ -77,7 +66,7 @@ class MakeDynamic(Pass):
         skipped = []
         sizes: dict[str, int] = {}
         for place, name in _names.pairs(self.pass_name(), self.axes):
-            port, axis = self._axis(place, ports)
+            port, axis = _axes.place(self.pass_name(), place, ports)
             dim = (inference.dims(ports[port].shape) or ())[axis]
             if name.isdecimal():
                 raise UserError(
@@ -110,18 +99,6 @@ class MakeDynamic(Pass):
         if self.samples:
             return name == self.samples
         return name == "batch" or any(axis == 0 for _, axis in places)
-
-    def _axis(self, place: str, ports: dict[str, ir.Value]) -> tuple[str, int]:
-        port, colon, number = place.rpartition(":")
-        if not colon or not number.lstrip("-").isdecimal():
-            raise UserError(f"{self.pass_name()}: '{place}' is not of the form input:axis; write x:0=batch")
-        value = _names.find(self.pass_name(), "input", port, ports)
-        if value.shape is None:
-            raise UserError(f"{self.pass_name()}: the rank of '{port}' is unknown; all its axes are dynamic")
-        rank, axis = len(value.shape), int(number)
-        if not -rank <= axis < rank:
-            raise UserError(f"{self.pass_name()}: '{port}' has no axis {axis}, it is of rank {rank}")
-        return port, axis % rank
 
     def _default(self, model: ir.Model) -> tuple[list[Request], list[tuple[str, str]]]:
         ports = [

@@ -36,6 +36,13 @@ def test_a_nameless_axis(operate):
     assert shapes(model.graph.outputs)["u"] == "[7,2]"
 
 
+def test_a_fixed_axis_gets_another_size(operate):
+    text = "g (float[1,2,3] x) => (float[1,6] y) <int64[2] s = {1, 6}> { y = Reshape(x, s) }"
+    model, _ = operate(SetShape(axes=("x:0=4",)), text)
+    assert shapes(model.graph.inputs) == {"x": "[4,2,3]"}
+    assert shapes(model.graph.outputs) == {"y": "[4,6]"}
+
+
 def test_a_size_that_it_has(operate):
     _, step = operate(SetShape(axes=("x:1=4",)), NET, "skipped")
     assert ("x:1", "is 4 already") in step.skipped
@@ -58,7 +65,6 @@ def test_sizes_at_which_the_model_does_not_run(operate):
     ("axes", "message"),
     [
         (("bach=3",), "there is no dynamic axis 'bach'; did you mean 'batch'?"),
-        (("x:1=8",), "axis 1 of 'x' is fixed at 4; run 'make-dynamic{axes=x:1=name}' first"),
         (("x:2=8",), "'x' has no axis 2, it is of rank 2"),
         (("xx:0=8",), "there is no input 'xx'"),
         (("batch=n",), "'n' is no size; rename gives an axis another name"),
