@@ -17,6 +17,8 @@ from graphopt.passes.surgery._axes_walk import Dim, Old, Walk
 
 _WELL_KNOWN = 13
 """Opset from which on inference knows practically all operators."""
+_IR_VERSION = 4
+"""First IR version in which an initializer need not be a graph input."""
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -111,6 +113,8 @@ def _grow(model: ir.Model, request: Request) -> Grown:
         if request.samples and place is not None and value.name:
             layout[value.name] = (place, walk.lead(value))
     _declare(model, declared, names, walk)
+    if any(value not in declared for value in model.graph.initializers.values()):
+        model.ir_version = max(model.ir_version, _IR_VERSION)
     return Grown(layout, dict(walk.edits))
 
 

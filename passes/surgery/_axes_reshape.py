@@ -274,10 +274,9 @@ def _aim(walk: Walk, node: ir.Node, wanted: Sequence[Dim], elements: Sequence[Di
     if len(node.inputs) < 2:
         node.resize_inputs(2)
     stem = f"{node.outputs[0].name}_shape"
-    node.replace_input_with(1, walk.vector(node, [part for part in parts if part is not None], stem))
+    walk.replace(node, 1, walk.vector(node, [part for part in parts if part is not None], stem))
     if target is not None:
         walk.edits["target of Reshape"] += 1
-        graphs.discard(target)
 
 
 def _source(walk: Walk, data: ir.Value, dim: Dim) -> Size | None:

@@ -319,8 +319,7 @@ def _write(walk: Walk, node: ir.Node, index: int, parts: Sequence[Part | None]) 
     for i, part in enumerate(parts):
         element = elements[i]
         made.append(part if part is not None else element if isinstance(element, int) else Pick(vector, i))
-    node.replace_input_with(index, walk.vector(node, made, f"{vector.name}_mended"))
-    graphs.discard(vector)
+    walk.replace(node, index, walk.vector(node, made, f"{vector.name}_mended"))
 
 
 def _resize(walk: Walk, node: ir.Node) -> None:
@@ -363,11 +362,8 @@ def _reduce(walk: Walk, node: ir.Node) -> None:
     if "axes" in node.attributes or walk.opset < _AXES_ARE_INPUTS[node.op_type]:
         node.attributes.add(ir.AttrInt64s("axes", others))
     else:
-        old = node.inputs[1] if len(node.inputs) > 1 else None
         node.resize_inputs(2)
-        node.replace_input_with(1, walk.constant(np.array(others, np.int64), f"{node.outputs[0].name}_axes"))
-        if old is not None:
-            graphs.discard(old)
+        walk.replace(node, 1, walk.constant(np.array(others, np.int64), f"{node.outputs[0].name}_axes"))
     walk.edits[f"{node.op_type} of one sample"] += 1
 
 
@@ -425,8 +421,7 @@ def _end(walk: Walk, node: ir.Node, position: int, ends: list[int]) -> None:
     old = node.inputs[2]
     assert old is not None
     bounds = np.array(ends, (old.dtype or ir.DataType.INT64).numpy())
-    node.replace_input_with(2, walk.constant(bounds, f"{old.name}_mended"))
-    graphs.discard(old)
+    walk.replace(node, 2, walk.constant(bounds, f"{old.name}_mended"))
 
 
 def _gather(walk: Walk, node: ir.Node) -> None:

@@ -230,6 +230,9 @@ class Walk:
             function(self._context, node)
         except _UNINFERABLE as error:
             self.refuse(node, f"does not fit the new size: {error}")
+        for value in node.outputs:
+            if value.shape is not None:
+                value.shape = ir.Shape([plain(dim) for dim in value.shape])
 
     def _settle(self, node: ir.Node, value: ir.Value) -> None:
         """Fill in sizes that inference did not find: what is not known to grow stays, as far as the rank is the same.
@@ -308,6 +311,19 @@ class Walk:
                 index = self.constant(np.array([part.index], np.int64), f"{stem}_index")
                 pieces.append(self.add(node, "Gather", [part.vector, index], f"{stem}_element", axis=0))
         return pieces[0] if len(pieces) == 1 else self.add(node, "Concat", pieces, stem, axis=0)
+
+    def replace(self, node: ir.Node, index: int, new: ir.Value) -> None:
+        """Give a node another vector; the old one goes if nothing else needs it.
+
+        Raises:
+            PreconditionError: callers may override the old one.
+        """
+        old = node.inputs[index]
+        if old is not None and old.is_graph_input():
+            self.refuse(node, f"holds on to sizes in '{old.name}', which is an input of the model")
+        node.replace_input_with(index, new)
+        if old is not None:
+            graphs.discard(old)
 
     def own_size(self, times: int = 1) -> Size:
         """Return the size of the axis itself, as the graph input tells it."""

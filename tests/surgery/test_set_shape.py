@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from graphopt import runtime, target
 from graphopt.errors import UserError
 from graphopt.passes.surgery.set_shape import SetShape
 
@@ -59,6 +61,49 @@ def test_sizes_at_which_the_model_does_not_run(operate):
     text = text.replace("float[k] z", "float[2,k] z")
     with pytest.raises(UserError, match="does not run at these sizes"):
         operate(SetShape(axes=("n=3",)), text)
+
+
+CLASSIFIER = """g (float[1,2,3] x, float[1,6] m) => (float[1,6] y) <int64[2] s = {1, 6}> {
+    a = Reshape(x, s)  b = Add(a, m)  y = Softmax<axis = 1>(b)
+}"""
+
+
+def test_a_fixed_batch_becomes_another(operate, parse):
+    model, step = operate(SetShape(axes=("x:0=8", "m:0=8")), CLASSIFIER)
+    assert shapes((*model.graph.inputs, *model.graph.outputs)) == {"x": "[8,2,3]", "m": "[8,6]", "y": "[8,6]"}
+    assert step.report["target of Reshape"] == 1
+    place = target.find("cpu")
+    new, old = runtime.open_session(model, place), runtime.open_session(parse(CLASSIFIER), place)
+    rng = np.random.default_rng(1)
+    x, m = (rng.standard_normal(shape).astype(np.float32) for shape in ((8, 2, 3), (8, 6)))
+    rows = [old.run({"x": x[i : i + 1], "m": m[i : i + 1]})["y"] for i in range(8)]
+    np.testing.assert_allclose(new.run({"x": x, "m": m})["y"], np.concatenate(rows), rtol=1e-5)
+
+
+def test_a_smaller_fixed_batch(operate):
+    text = "g (float[4,6] x) => (float[4,2,3] y) <int64[3] s = {4,2,3}> { y = Reshape(x, s) }"
+    model, _ = operate(SetShape(axes=("x:0=2",)), text)
+    assert shapes(model.graph.outputs) == {"y": "[2,2,3]"}
+
+
+def test_another_height_and_width(operate):
+    text = """g (float[1,3,8,8] x) => (float[1,64,3] y) <int64[3] s = {1,3,64}> {
+        a = Reshape(x, s)  y = Transpose<perm = [0,2,1]>(a)
+    }"""
+    model, _ = operate(SetShape(axes=("x:2=16", "x:3=16")), text)
+    assert shapes((*model.graph.inputs, *model.graph.outputs)) == {"x": "[1,3,16,16]", "y": "[1,256,3]"}
+
+
+def test_fixed_and_dynamic_axes_at_once(operate):
+    text = "g (float[n,1,6] x) => (float[n,1,6] y) { y = Exp(x) }"
+    model, _ = operate(SetShape(axes=("n=2", "x:1=3")), text)
+    assert shapes(model.graph.outputs) == {"y": "[2,3,6]"}
+
+
+def test_a_fixed_size_that_a_constant_has_too(operate):
+    text = "g (float[2,2] x) => (float[2,2] y) <float[2,2] w = {1,2,3,4}> { y = Add(x, w) }"
+    with pytest.raises(UserError, match=r"set-shape: Add of 'y' \(Add\): the constant 'w' differs along axis 0"):
+        operate(SetShape(axes=("x:0=3",)), text)
 
 
 @pytest.mark.parametrize(
