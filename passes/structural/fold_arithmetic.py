@@ -24,11 +24,14 @@ from graphopt.passbase import Result
 from graphopt.passes.structural._informed import Facts, Informed, dtype, sites, sizes
 
 _BOUNDS_ARE_INPUTS = 11
+_DOUBLES_ARE_CLIPPED = 12
+"""Opset since which ONNX Runtime has a Clip of doubles."""
 _MIN_MAX_BROADCAST = 8
 _BINARY = 7
 _IDEMPOTENT = ("Abs", "Ceil", "Floor", "Relu", "Round", "Sign")
 _INVOLUTIONS = ("Neg", "Not")
 _FRACTIONS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16})
+_LONG = frozenset({ir.DataType.INT64, ir.DataType.UINT64})
 _BOUNDED = ("Clip", "Max", "Min", "Relu")
 _SUM, _PRODUCT = ("Add", "Sub"), ("Mul", "Div")
 
@@ -129,8 +132,11 @@ class _Rules:
             result = joined.astype(constants[0].dtype)
         if result.size > max(inner.size, outer.size) or not np.isfinite(result).all():
             return False
-        if not additive and np.any((result == 0) != ((inner == 0) | (outer == 0))):
-            return False  # it underflowed
+        limits = np.finfo(result.dtype)
+        if additive and max(np.abs(inner).max(initial=0), np.abs(outer).max(initial=0)) * limits.eps >= 1:
+            return False  # x + c - c rounds x to whole numbers, which may be what it is for
+        if not additive and np.any((np.abs(result) < limits.tiny) & (inner != 0) & (outer != 0)):
+            return False  # it underflowed, or lost digits
         sign = inner_sign * outer_sign
         name = f"{node.outputs[0].name}_constant"
         constant = graphs.initializer(graph, result, name, self._taken)
@@ -143,7 +149,8 @@ class _Rules:
     def _bounds(self, graph: ir.Graph, node: ir.Node) -> bool:
         """Join two operators that limit a value from below or above by one number."""
         type_ = dtype(self._facts, node.outputs[0])
-        if self._opset < _BOUNDS_ARE_INPUTS or type_ not in _FRACTIONS:
+        first = _DOUBLES_ARE_CLIPPED if type_ == ir.DataType.DOUBLE else _BOUNDS_ARE_INPUTS
+        if self._opset < first or type_ not in _FRACTIONS:
             return False
         outer = _limits(node)
         before = self._before(node, outer[0]) if outer else None
@@ -237,6 +244,10 @@ def _operand(node: ir.Node, index: int) -> np.ndarray | None:
 
 def _keeps_all(source: ir.DataType, middle: ir.DataType) -> bool:
     """Tell whether a type holds every value of another, so that a cast through it is none."""
+    if ir.DataType.STRING in (source, middle):
+        return False
+    if source in _LONG and middle.is_floating_point():
+        return False  # NumPy calls it safe, but a double has 53 bits
     try:
         return bool(np.can_cast(source.numpy(), middle.numpy(), "safe"))
     except TypeError:
