@@ -15,9 +15,24 @@ if TYPE_CHECKING:
     from graphopt.optimizer import optimize
     from graphopt.profiling import profile
     from graphopt.splitting import split
+    from graphopt.training.finetuning import distill, finetune
     from graphopt.validation import validate
 
-__all__ = ["apply", "benchmark", "bisect", "diff", "export", "load", "optimize", "profile", "save", "split", "validate"]
+__all__ = [
+    "apply",
+    "benchmark",
+    "bisect",
+    "diff",
+    "distill",
+    "export",
+    "finetune",
+    "load",
+    "optimize",
+    "profile",
+    "save",
+    "split",
+    "validate",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -25,7 +40,9 @@ _HOMES = {
     "benchmark": "benchmarking",
     "bisect": "bisection",
     "diff": "difference",
+    "distill": "training.finetuning",
     "export": "exporting.exporter",
+    "finetune": "training.finetuning",
     "load": "io",
     "optimize": "optimizer",
     "profile": "profiling",

@@ -15,9 +15,6 @@ from graphopt.pipeline import Pipeline, Step, begin, feeds_for
 from graphopt.target import Target
 from graphopt.target import find as find_target
 
-_DATA = "data"
-"""The field of a pass that takes a data set; any other outside source is a model."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Applied:
@@ -78,11 +75,11 @@ def apply(
     place = find_target(target) if isinstance(target, str) else target
     chosen = [p if isinstance(p, Pass) else spec.from_entry(p) for p in passes]
     loaded = io.load(model)
-    given = data if data is not None else _calibration(chosen)
-    source = open_data(given) if given is not None else None
+    read = [open_data(found) for found in (*([] if data is None else [data]), *_data(chosen))]
+    source = read[0] if read else None
     others = _other_models(chosen)
     files = [file for found in others.values() for file in found]
-    io.check_writable(output, [*loaded.meta[io.FILES], *files, *(source.files if source else ())])
+    io.check_writable(output, [*loaded.meta[io.FILES], *files, *(file for found in read for file in found.files)])
     opened = begin(loaded, place, chosen, str(model))
     pipeline = Pipeline(opened, place, feeds_for(opened, source, seed, str(model)), seed)
     for pass_ in chosen[len(opened.steps) :]:
@@ -105,23 +102,23 @@ def apply(
     return Applied(str(model), written, place.name, pipeline.steps, nodes, sizes, met, time.perf_counter() - start)
 
 
-def _calibration(passes: Sequence[Pass]) -> Any:
-    """Return the data that one of the passes is given, or None."""
-    return next((value for _, name, value in _sources(passes) if name == _DATA), None)
+def _data(passes: Sequence[Pass]) -> list[Any]:
+    """Return the data sets that passes are given."""
+    return [value for _, field, value in _sources(passes) if field.metadata["source"] == "data"]
 
 
 def _other_models(passes: Sequence[Pass]) -> dict[str, list[Path]]:
     """Return the files of models that passes are given besides the one they change, by `pass.field`."""
     found: dict[str, list[Path]] = {}
-    for pass_, name, value in _sources(passes):
-        if name != _DATA:
-            found.setdefault(f"{pass_.pass_name()}.{name}", []).extend(io.load(value).meta[io.FILES])
+    for pass_, field, value in _sources(passes):
+        if field.metadata["source"] == "model":
+            found.setdefault(f"{pass_.pass_name()}.{field.name}", []).extend(io.load(value).meta[io.FILES])
     return found
 
 
-def _sources(passes: Sequence[Pass]) -> Iterator[tuple[Pass, str, Any]]:
+def _sources(passes: Sequence[Pass]) -> Iterator[tuple[Pass, dataclasses.Field[Any], Any]]:
     """Yield the outside sources that passes are given: `(pass, field, value)`."""
     for pass_ in passes:
         for field in dataclasses.fields(cast(Any, pass_)):
             if field.metadata.get("source") and getattr(pass_, field.name) != field.default:
-                yield pass_, field.name, getattr(pass_, field.name)
+                yield pass_, field, getattr(pass_, field.name)

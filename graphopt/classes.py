@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -57,3 +58,19 @@ def _table(pairs: np.ndarray) -> tuple[np.ndarray, ...]:
     precision, recall = hits / np.maximum(claimed, 1), hits / support
     f1 = 2 * precision * recall / np.where(hits, precision + recall, 1)
     return labels, support, precision, recall, f1
+
+
+def confusion(pairs: np.ndarray) -> dict[str, list[Any]]:
+    """Count how often each class was taken for which.
+
+    Args:
+        pairs: predicted and actual class of each sample, [N, 2].
+
+    Returns:
+        `labels`, and `counts`: one row per actual class, one column per predicted class.
+    """
+    labels, codes = np.unique(pairs, return_inverse=True)
+    codes = codes.reshape(pairs.shape)
+    counts = np.zeros((len(labels), len(labels)), np.int64)
+    np.add.at(counts, (codes[:, 1], codes[:, 0]), 1)
+    return {"labels": labels.tolist(), "counts": counts.tolist()}

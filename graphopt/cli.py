@@ -14,7 +14,8 @@ class Commands(click.Group):
     """Verbs, then one command per pass; nothing is imported until it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*sorted(registry.entries("verb")), *registry.entries("pass")]
+        verbs = registry.entries("verb")
+        return [*sorted(verbs), *(name for name in registry.entries("pass") if name not in verbs)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in registry.entries("verb"):
@@ -41,7 +42,8 @@ class Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, e.summary) for name, e in sorted(registry.entries("verb").items())])
         families: dict[str, list[tuple[str, str]]] = {}
-        for name, entry in registry.entries("pass").items():
+        for name in self.list_commands(ctx)[len(registry.entries("verb")) :]:
+            entry = registry.entry("pass", name)
             families.setdefault(entry.group, []).append((name, entry.summary))
         for family, rows in families.items():
             with formatter.section(f"Passes: {family}"):

@@ -157,6 +157,14 @@ class ArrayData(_Arrays):
             part = slice(start, min(start + size, end))
             yield _batch({key: array[part] for key, array in self._values.items()})
 
+    def take(self, rows: np.ndarray) -> Batch:
+        """Return the samples with these numbers as one batch."""
+        return _batch({key: array[rows] for key, array in self._values.items()})
+
+    def labels(self) -> np.ndarray | None:
+        """Return the targets of all samples, or None."""
+        return self._values.get(LABELS)
+
     def digest(self) -> str:
         digest = hashlib.sha256()
         for key, array in sorted(self._values.items()):

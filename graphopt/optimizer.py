@@ -19,7 +19,7 @@ from graphopt.errors import UserError
 from graphopt.latency import Latency
 from graphopt.metrics import Change, Metric
 from graphopt.passbase import FACT_PREFIX, Pass
-from graphopt.pipeline import Pipeline, Start, Step, Unverifiable, begin, feeds_for, measure
+from graphopt.pipeline import Judge, Pipeline, Start, Step, Unverifiable, begin, feeds_for, measure
 from graphopt.referee import Exam, Referee
 from graphopt.target import Target
 from graphopt.target import find as find_target
@@ -136,8 +136,7 @@ def optimize(
         lossy = pass_.contract.kind == "lossy"
         if lossy and len(marks) == 1:
             marks.append(pipeline.mark())
-        judge = referee.judge if lossy else referee.judge_speed
-        step = pipeline.run(pass_, functools.partial(judge, pipeline.model))
+        step = pipeline.run(pass_, _judge(referee, pass_, pipeline))
         ran.append(pass_)
         waiting[:0] = [part for part in step.parts if part not in ran]
         if on_step:
@@ -168,6 +167,15 @@ def optimize(
         seconds=time.perf_counter() - start,
         notes=notes,
     )
+
+
+def _judge(referee: Referee, pass_: Pass, pipeline: Pipeline) -> Judge:
+    """Return who decides about a pass: by its contract, the metric and speed, or one of both."""
+    if pass_.contract.improves:
+        current = pipeline.session
+        return lambda candidate, session: referee.judge_metric(current, session)
+    judge = referee.judge if pass_.contract.kind == "lossy" else referee.judge_speed
+    return functools.partial(judge, pipeline.model)
 
 
 def _exam(metric: str | None, eval_data: Source | None, calibration: Data | None, max_drop: str) -> Exam | None:

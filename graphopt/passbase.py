@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -21,6 +22,7 @@ __all__ = [
     "EXACT",
     "FASTER",
     "LOSSY",
+    "TRAINED",
     "Before",
     "Case",
     "Contract",
@@ -45,6 +47,8 @@ class Contract:
             square of its tensor (see `compare.same`); float32. Narrower types get their own floor.
         min_sqnr: lossy passes below this signal-to-quantization-noise ratio (dB) are rolled back
             as broken, whatever the metric says.
+        improves: a lossy pass whose purpose is the metric: where steps are measured, it is kept only if the metric is
+            no worse than before it, whatever the budget and the speed.
         timed: an exact pass whose only purpose is speed: where steps are measured, it is kept only if the model
             measures faster. Lossy passes are measured anyway.
     """
@@ -53,11 +57,13 @@ class Contract:
     rtol: float = 1e-4
     min_sqnr: float = 3.0
     timed: bool = False
+    improves: bool = False
 
 
 EXACT = Contract("exact")
 FASTER = Contract("exact", timed=True)
 LOSSY = Contract("lossy")
+TRAINED = Contract("lossy", min_sqnr=-math.inf, improves=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,13 +129,13 @@ class Result(ir.passes.PassResult):
     parts: Sequence[Pass] = ()
 
 
-def param(default: Any, help: str, *, source: bool = False) -> Any:
+def param(default: Any, help: str, *, source: Literal["data", "model"] | None = None) -> Any:
     """A dataclass field with help text for the command line.
 
     Args:
         default: the default value.
         help: one line that says what the field means, with its unit.
-        source: the field names an outside source (a data file). It takes part in the specification,
+        source: what outside source the field names, a data set or another model. It takes part in the specification,
             but provenance records the content's hash in its place, so that moving a file changes no byte.
     """
     return dataclasses.field(default=default, metadata={"help": help, "source": source})

@@ -85,6 +85,16 @@ class Referee:
             return Verdict(True, f"{kept}{speed}, and smaller")
         return Verdict(False, f"does not pay on this target: {speed}")
 
+    def judge_metric(self, current: Session, session: Session) -> Verdict:
+        """Decide about a candidate that was trained, by its session and that of the model that it would replace."""
+        before, after = self.change(current), self.change(session)
+        if before is None or after is None:
+            return Verdict(True, "verified; there is no evaluation data to judge it by")
+        text = f"{after.name} {before.after:.4f} to {after.after:.4f}"
+        return Verdict(
+            after.drop <= before.drop, text if after.drop <= before.drop else f"{text}: worse than before it"
+        )
+
     def judge_speed(self, current: ir.Model, candidate: ir.Model, session: Session) -> Verdict:
         """Decide about a candidate that computes the same numbers as the model that it would replace."""
         del session  # the metric cannot have changed

@@ -59,6 +59,7 @@ TARGETS = {
         Target("cpu"),
         Target("cuda", provider="CUDAExecutionProvider", recipe="cuda"),
         Target("reference", runtime="reference"),
+        Target("torch", runtime="torch", provider="torch", recipe="lossless"),
     )
 }
 

@@ -29,7 +29,7 @@ class Everything(Pass):
     floor: float | None = param(1.5, "at least this much")
     label: str | None = param(None, "a name, if any")
     two_words: int = param(0, "a field whose name is two words")
-    file: str = param("", "where facts come from", source=True)
+    file: str = param("", "where facts come from", source="data")
 
     def __post_init__(self):
         if self.count < 0:

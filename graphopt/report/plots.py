@@ -12,6 +12,7 @@ from graphopt.errors import UserError
 
 if TYPE_CHECKING:
     from graphopt.benchmarking import Benchmark, Row
+    from graphopt.training.finetuning import Finetuned
 
 _FORMATS = (".png", ".svg")
 _COLORS = {"baseline": "#777777", "faster": "#0a7a33", "slower": "#b3261e", "equal": "#2f6fde", "undecided": "#c77700"}
@@ -40,6 +41,37 @@ def benchmark(done: Benchmark, path: str) -> None:
 
     with matplotlib.rc_context({"svg.hashsalt": "graphopt", "font.size": 9}):
         _save(_benchmark(done.rows), path)
+
+
+def training(done: Finetuned, path: str) -> None:
+    """Draw loss and metric over the epochs of a training; the epoch that was taken is marked.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "graphopt", "font.size": 9}):
+        _save(_training(done), path)
+
+
+def _training(done: Finetuned) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    losses = figure.subplots()
+    epochs = [row["epoch"] for row in done.history]
+    losses.plot(epochs, [row["loss"] for row in done.history], "o-", color=_COLORS["baseline"])
+    losses.set_xlabel("epoch")
+    losses.set_ylabel("loss")
+    losses.xaxis.get_major_locator().set_params(integer=True)
+    if done.metric:
+        scores = losses.twinx()
+        values = [done.metric.before, *(row["metric"] for row in done.history)]
+        scores.plot([0, *epochs], values, "o-", color=_COLORS["equal"])
+        scores.plot(done.best, values[done.best], "o", color=_COLORS["faster"], markersize=9)
+        scores.set_ylabel(done.metric.name, color=_COLORS["equal"])
+    return figure
 
 
 def _benchmark(rows: list[Row]) -> Any:

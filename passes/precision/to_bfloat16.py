@@ -41,7 +41,7 @@ class ToBfloat16(Pass):
     min_sqnr: float = param(20.0, "What every output keeps at least: signal-to-noise ratio in dB.")
     keep: tuple[str, ...] = param((), "Names of nodes, or operators, that stay float32.")
     data: str | Path | Mapping[str, np.ndarray] | Data = param(
-        "", "Inputs to measure on: a .npz file or package.module:factory; by default seeded random ones.", source=True
+        "", "Inputs to measure on: a .npz file or package.module:factory; by default seeded random ones.", source="data"
     )
     samples: int = param(256, "How many samples to use at most.")
     seed: int = param(0, "Seed of the random inputs.")

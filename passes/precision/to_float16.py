@@ -46,7 +46,7 @@ class ToFloat16(Pass):
     headroom: float = param(4.0, "How many times larger than on this data numbers may become before float16 overflows.")
     keep: tuple[str, ...] = param((), "Names of nodes, or operators, that stay float32.")
     data: str | Path | Mapping[str, np.ndarray] | Data = param(
-        "", "Inputs to measure on: a .npz file or package.module:factory; by default seeded random ones.", source=True
+        "", "Inputs to measure on: a .npz file or package.module:factory; by default seeded random ones.", source="data"
     )
     samples: int = param(256, "How many samples to use at most.")
     seed: int = param(0, "Seed of the random inputs.")

@@ -45,7 +45,7 @@ class Calibrate(Pass):
     contract = EXACT
 
     data: str | Path | Mapping[str, np.ndarray] | Data = param(
-        "", "representative inputs: a .npz file or package.module:factory", source=True
+        "", "representative inputs: a .npz file or package.module:factory", source="data"
     )
     samples: int = param(512, "how many samples to use at most")
     batch: int = param(64, "samples per run, where the model leaves the choice")

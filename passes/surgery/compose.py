@@ -37,7 +37,7 @@ _Pair = tuple[ir.Value, ir.Value]
 class Compose(Pass):
     """Feed the outputs of a model to another one."""
 
-    other: str = param("", "Path of the model that goes on.", source=True)
+    other: str = param("", "Path of the model that goes on.", source="model")
     connect: tuple[str, ...] = param((), "What feeds what, as one=other; by default equal names, else in order.")
     prefix: str = param("other_", "Put before names of the second model that the first one uses, too.")
 
