@@ -41,7 +41,7 @@ def test_one_pass(graphopt):
     ran = graphopt("passes", "example", "--json")
     assert (ran.code, ran.err) == (0, "")
     assert ran.json["name"] == "example"
-    assert ran.json["contract"] == {"kind": "lossy", "rtol": 1e-4, "min_sqnr": 7.0, "timed": False}
+    assert ran.json["contract"] == {"kind": "lossy", "rtol": 1e-4, "min_sqnr": 7.0, "timed": False, "improves": False}
     assert ran.json["description"] == "A pass called example."
     assert [(f["name"], f["default"], f["help"]) for f in ran.json["fields"]] == [
         ("ratio", 0.5, "share of [channels] to go, 0 to 1"),

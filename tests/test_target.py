@@ -54,7 +54,7 @@ def test_every_provider_that_onnxruntime_knows_is_a_target(text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("gpu", r"unknown target 'gpu'; choose cpu, cuda, reference or a provider of ONNX Runtime \(.*openvino"),
+        ("gpu", r"unknown target 'gpu'; choose cpu, cuda, reference, torch or a provider of ONNX Runtime \(.*openvino"),
         ("cpu{thread=2}", "unknown option 'thread'; did you mean 'threads'?"),
         ("cpu{threads=two}", "target cpu: threads: 'two' is not a whole number"),
         ("cpu{threads=-1}", "threads: -1 is negative"),

@@ -91,7 +91,7 @@ def finetune(
     start = time.perf_counter()
     pass_: Any = spec.build(_NAME, settings)
     if not pass_.data:
-        raise UserError("training needs data; add --data")
+        raise UserError(f"{_NAME}: needs training data; add --data FILE")
     place, loaded = find_target(target), io.load(model)
     data = open_data(pass_.data)
     evaluation = open_data(pass_.eval_data) if pass_.eval_data else None

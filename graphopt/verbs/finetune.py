@@ -1,4 +1,4 @@
-"""Train the weights of an .onnx file: fine-tuning, quantization-aware training, training from scratch"""
+"""Train the weights of an .onnx file, quantized or not"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train the weights of a graph: fine-tuning, quantization-aware training, distillation
+"""Train the weights of a graph, quantized or not, on labels or a teacher
 
 The model is executed by the torch runtime, and what training changed is written back by name: nodes, names, types and
 structure stay. In a QDQ graph, quantized weights are trained as floats behind a straight-through rounding and stored
