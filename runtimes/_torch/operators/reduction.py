@@ -121,8 +121,7 @@ for _name, (_reduction, _since) in _REDUCTIONS.items():
 
 def _best(x: Tensor, axis: int, keepdims: int, last: int, function: Callable[..., Tensor]) -> Tensor:
     if last:
-        found = x.shape[axis] - 1 - function(x.flip(axis), dim=axis, keepdim=bool(keepdims))
-        return found
+        return x.shape[axis] - 1 - function(x.flip(axis), dim=axis, keepdim=bool(keepdims))
     return function(x, dim=axis, keepdim=bool(keepdims))
 
 
