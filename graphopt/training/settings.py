@@ -32,7 +32,7 @@ class Settings:
     group_sparsity: float = param(
         0.0, "Penalty on the norm of each output channel, times the root of its size, which empties whole channels."
     )
-    clip: float = param(0.0, "Largest norm of the gradient; 0 does not limit it.")
+    clip: float = param(1.0, "Largest norm of the gradient; 0 does not limit it.")
     batchnorm: Literal["batch", "frozen"] = param(
         "batch", "Normalize with the batch's statistics and re-estimate the stored ones, or leave them frozen."
     )
