@@ -6,8 +6,10 @@ import functools
 import warnings
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
+from onnx import numpy_helper
 
 pytest.importorskip("torch")
 
@@ -71,7 +73,12 @@ def test_case(name):
 def loaded(value):
     if isinstance(value, list):
         return [loaded(item) for item in value]
-    return None if value is None else values.from_numpy(np.asarray(value))
+    return None if value is None else values.from_numpy(array(value))
+
+
+def array(value):
+    """Return what a case holds as an array; narrow types are still protocol buffers there."""
+    return numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
 
 
 def compare(wanted, actual, rtol, atol):
@@ -83,7 +90,7 @@ def compare(wanted, actual, rtol, atol):
     if wanted is None:
         assert actual is None
         return
-    wanted = np.asarray(wanted)
+    wanted = array(wanted)
     assert wanted.shape == actual.shape
     if wanted.dtype.kind in "OUS":
         assert wanted.astype(object).tolist() == actual.tolist()

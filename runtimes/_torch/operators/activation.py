@@ -104,3 +104,9 @@ def shrink(x: Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> Tensor:
     """X moved towards zero by bias outside of lambd, 0 inside."""
     moved = torch.where(x < -lambd, x + bias, x - bias)
     return torch.where(x.abs() > lambd, moved, torch.zeros_like(x)).to(x.dtype)
+
+
+@operator("SwiGLU", 28)
+def swiglu(a: Tensor, b: Tensor, *, alpha: float = 1.0) -> Tensor:
+    """Swish(A) B."""
+    return swish(a, alpha=alpha) * b

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from graphopt.runtimes._torch.table import Host, operator
-from graphopt.runtimes._torch.values import TYPES
+from graphopt.runtimes._torch.values import TYPES, from_numpy
 
 
 @operator("Constant", 1)
@@ -50,7 +50,8 @@ def range_(start: Host, limit: Host, delta: Host) -> Tensor:
     """Numbers from a start in steps, before a limit."""
     first, last, step = (x.reshape(())[()] for x in (start, limit, delta))
     count = max(int(np.ceil((last - first) / step)), 0)
-    return torch.from_numpy(np.asarray(first + np.arange(count, dtype=start.dtype) * step, dtype=start.dtype))
+    made: Tensor = from_numpy(np.asarray(first + np.arange(count).astype(start.dtype) * step, dtype=start.dtype))
+    return made
 
 
 @operator("EyeLike", 9)

@@ -71,14 +71,15 @@ def is_inf(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> 
 def bit_shift(x: Tensor, y: Tensor, *, direction: str) -> Tensor:
     """X with its bits moved by Y places; what leaves the type is lost."""
     wide, places = x.to(torch.int64), y.to(torch.int64)
+    most = 63
     if direction == "LEFT":
-        moved = torch.where(places > 63, torch.zeros_like(wide), wide << places.clamp(max=63))
-    else:  # without the sign that int64 would draw in
-        mask = torch.where(places > 0, ~(torch.full_like(wide, -1) << (64 - places.clamp(1, 63))), -1)
-        moved = (wide >> places.clamp(max=63)) & mask
-    if x.dtype == torch.uint64:
-        return moved.view(torch.uint64)
-    return (moved & (2 ** (8 * x.element_size()) - 1)).to(x.dtype)
+        moved = torch.where(places > most, 0, wide << places.clamp(max=most))
+    elif x.dtype == torch.uint64:  # whose highest bit is no sign
+        kept = torch.where(places > 0, ~(-1 << (most + 1 - places.clamp(1, most))), -1)
+        moved = torch.where(places > most, 0, (wide >> places.clamp(max=most)) & kept)
+    else:
+        moved = wide >> places.clamp(max=most)
+    return moved.to(x.dtype)
 
 
 @operator("BitwiseNot", 18)

@@ -24,7 +24,7 @@ def spread(parameter: Tensor, shape: torch.Size, axis: int, block: int) -> Tenso
         block: numbers on `axis` that share a parameter, or 0.
     """
     if parameter.numel() == 1 and not block:
-        return parameter.reshape(())
+        return plain(parameter).reshape(())
     if block:
         whole = plain(parameter).repeat_interleave(block, axis)
         return whole.narrow(axis, 0, shape[axis])  # the last block may be shorter

@@ -37,7 +37,7 @@ def resize(
     regions = None if roi is None or not len(roi) else roi.reshape(2, -1).T.tolist()
     kind = coordinate_transformation_mode
     if _is_plain(x, chosen, factors, wanted, mode, kind, nearest_mode, antialias):
-        return _by_torch(x, wanted, mode, kind)
+        return _by_torch(x, [wanted[chosen.index(axis)] for axis in (2, 3)], mode, kind)
     outside = np.zeros(())
     for place, axis in enumerate(chosen):
         crop = kind == "tf_crop_and_resize"
@@ -129,7 +129,7 @@ def _is_plain(
 
 
 def _by_torch(x: Tensor, wanted: Sequence[int], mode: str, kind: str) -> Tensor:
-    size = list(wanted[-2:])
+    size = list(wanted)
     if mode == "nearest":
         return functional.interpolate(x, size=size, mode="nearest")
     return functional.interpolate(x, size=size, mode="bilinear", align_corners=kind == "align_corners")
