@@ -202,7 +202,10 @@ def speed(args: argparse.Namespace) -> None:
     module.train()
     data = mapped(open_data(prepare(args.arrays, args.work)))  # type: ignore[arg-type]
     contenders = {
-        "graph": (lambda x: next(iter(graph({"image": x}).values())), torch.optim.SGD(graph.parameters(), 0.01, momentum=0.9)),
+        "graph": (
+            lambda x: next(iter(graph({"image": x}).values())),
+            torch.optim.SGD(graph.parameters(), 0.01, momentum=0.9),
+        ),
         "module": (module, torch.optim.SGD(module.parameters(), 0.01, momentum=0.9)),
     }
     batches = [data.take(np.arange(i * 128, (i + 1) * 128)) for i in range(5)]

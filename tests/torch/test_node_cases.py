@@ -23,7 +23,18 @@ EXCLUDED = {
     "StringSplit": "edits text",
     "TfIdfVectorizer": "counts words",
 }
-"""Operators left out, with the reason: nothing trains through them, or they draw numbers that no test can fix."""
+"""Operators left out, with the reason: nothing trains through them."""
+
+DRAWN = ("test_bernoulli", "test_training_dropout")
+"""Cases that compare random draws with those of another generator (those without a draw are not among them)."""
+
+UNDRAWN = ("test_training_dropout_zero_ratio", "test_training_dropout_zero_ratio_mask")
+
+NARROW = {"float16": 4 * 2.0**-10, "bfloat16": 4 * 2.0**-7}
+"""Relative error accepted of half precision, whose sums depend on their order: a few units in the last place."""
+
+ROUNDED = {"test_dft_inverse": 1e-6, "test_dft_inverse_opset19": 1e-6}
+"""Cases in which zero is the difference of larger numbers, with the absolute error that they round to."""
 
 
 @functools.cache
@@ -47,7 +58,11 @@ def excluded(model):
     return next((EXCLUDED[node.op_type] for node in model.graph.node if node.op_type in EXCLUDED), None)
 
 
-NAMES = [name for name, case in cases().items() if not excluded(case.model)]
+NAMES = [
+    name
+    for name, case in cases().items()
+    if not excluded(case.model) and (not name.startswith(DRAWN) or name.startswith(UNDRAWN))
+]
 
 
 def test_the_suite_is_as_large_as_we_say():
@@ -67,7 +82,7 @@ def test_case(name):
         feeds = {port.name: loaded(value) for port, value in zip(case.model.graph.input, given, strict=True)}
         actual = module(feeds)
         for key, wanted in zip(outputs, expected, strict=True):
-            compare(wanted, values.to_numpy(actual[key]), case.rtol, case.atol)
+            compare(wanted, values.to_numpy(actual[key]), case.rtol, ROUNDED.get(name, case.atol))
 
 
 def loaded(value):
@@ -99,5 +114,6 @@ def compare(wanted, actual, rtol, atol):
     if wanted.dtype.kind in "bui" or wanted.dtype.itemsize == 1:
         np.testing.assert_array_equal(wanted.astype(np.float64), actual.astype(np.float64))
     else:
+        rtol = max(rtol, NARROW.get(wanted.dtype.name, 0.0))
         kind = np.complex128 if wanted.dtype.kind == "c" else np.float64
         np.testing.assert_allclose(actual.astype(kind), wanted.astype(kind), rtol=rtol, atol=atol)
