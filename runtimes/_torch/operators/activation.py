@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from graphopt.runtimes._torch.operators.elementwise import UNSIGNED, widened
 from graphopt.runtimes._torch.table import operator
 
 
@@ -30,7 +31,7 @@ def leaky_relu(x: Tensor, *, alpha: float = 0.01) -> Tensor:
 @operator("PRelu")
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
     """X, and slope X below zero."""
-    return torch.where(x < 0, slope * x, x)
+    return x if x.dtype in UNSIGNED else torch.where(x < 0, slope * x, x)
 
 
 @operator("Elu")
@@ -60,6 +61,8 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
 @operator("Swish", 24)
 def swish(x: Tensor, *, alpha: float = 1.0) -> Tensor:
     """X sigmoid(alpha X)."""
+    if alpha == 1:
+        return functional.silu(x)
     return x * torch.sigmoid(alpha * x)
 
 
@@ -84,7 +87,7 @@ def hard_swish(x: Tensor) -> Tensor:
 @operator("Softplus")
 def softplus(x: Tensor) -> Tensor:
     """log(1 + exp(X))."""
-    return functional.softplus(x)
+    return functional.softplus(x, threshold=40)  # from where on float64 makes no difference
 
 
 @operator("Softsign")
@@ -96,14 +99,16 @@ def softsign(x: Tensor) -> Tensor:
 @operator("ThresholdedRelu", 10)
 def thresholded_relu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
     """X where it is above alpha, else 0."""
-    return torch.where(x > alpha, x, torch.zeros_like(x))
+    return x.masked_fill(x <= alpha, 0)
 
 
 @operator("Shrink", 9)
+@widened
 def shrink(x: Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> Tensor:
     """X moved towards zero by bias outside of lambd, 0 inside."""
-    moved = torch.where(x < -lambd, x + bias, x - bias)
-    return torch.where(x.abs() > lambd, moved, torch.zeros_like(x)).to(x.dtype)
+    wide = x if x.dtype.is_floating_point else x.to(torch.float64)
+    moved = torch.where(wide < -lambd, wide + bias, wide - bias)
+    return moved.masked_fill(wide.abs() <= lambd, 0).to(x.dtype)
 
 
 @operator("SwiGLU", 28)

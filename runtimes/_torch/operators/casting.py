@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -13,42 +12,61 @@ from torch import Tensor
 from graphopt.runtimes._torch.table import operator
 from graphopt.runtimes._torch.values import NAMES, TYPES, from_numpy, limits, plain, tagged, to_numpy
 
+NARROW_FLOATS = frozenset(dtype for dtype in NAMES if dtype.is_floating_point and dtype.itemsize == 1)
+
+_OVERFLOW_E4M3FN = 464
+"""What lies above is nearer to the number that would come after the largest."""
+
+_E8M0_BIAS = 127
+
 _NARROW_INTEGERS = (torch.int4, torch.uint4, torch.int2, torch.uint2)
 
 
 def to_float(x: Tensor) -> Tensor:
-    """Return narrow floats as float32, and any other floats as they are."""
-    if not x.dtype.is_floating_point or x.dtype.itemsize > 1:
+    """Return narrow floats as float32, and any other tensor as it is."""
+    if x.dtype not in NARROW_FLOATS:
         return x
-    return from_numpy(to_numpy(x).astype(np.float32)).to(x.device)
+    if x.dtype == torch.float4_e2m1fn_x2:
+        return from_numpy(to_numpy(x).astype(np.float32)).to(x.device)
+    return x.to(torch.float32) * 1  # which turns NaN that signals into NaN that does not
 
 
 def to_float8(x: Tensor, dtype: torch.dtype, saturate: int = 1, round_mode: str = "up") -> Tensor:
-    """Round to the nearest narrow float; without `saturate`, what is too large becomes infinite or NaN."""
-    array = to_numpy(x.to(torch.float32))
+    """Round to the nearest narrow float, without a gradient.
+
+    Args:
+        x: floats or whole numbers.
+        dtype: the narrow type.
+        saturate: whether what is too large becomes the largest number, and not infinite or NaN; float4 has neither.
+        round_mode: how E8M0, which has powers of two only, rounds.
+    """
+    x = x.detach().to(torch.float32)
     if dtype == torch.float8_e8m0fnu:
-        return _to_exponent(array, round_mode).to(x.device)
-    narrow = NAMES[dtype].numpy()
-    if saturate and dtype != torch.float4_e2m1fn_x2:
-        most = float(ml_dtypes.finfo(narrow).max)
-        array = np.where(np.isnan(array), array, np.clip(array, -most, most))
-    return from_numpy(array.astype(narrow)).to(x.device)
+        return _to_exponent(x, saturate, round_mode)
+    if dtype == torch.float4_e2m1fn_x2:
+        return from_numpy(to_numpy(x).astype(NAMES[dtype].numpy())).to(x.device)
+    most = torch.finfo(dtype).max
+    if saturate:
+        x = x.clamp(-most, most)
+    elif dtype == torch.float8_e4m3fn:  # in which torch saturates
+        x = x.masked_fill(x.abs() > _OVERFLOW_E4M3FN, torch.nan)
+    return x.to(dtype)
 
 
-def _to_exponent(array: np.ndarray, round_mode: str) -> Tensor:
+def _to_exponent(x: Tensor, saturate: int, round_mode: str) -> Tensor:
     """Return the exponents of numbers as E8M0: a power of two up, down, or the nearest (ties up)."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        exact = np.log2(np.abs(array.astype(np.float64)))
-        if round_mode == "up":
-            exponent = np.ceil(exact)
-        elif round_mode == "down":
-            exponent = np.floor(exact)
-        else:
-            low = np.floor(exact)
-            exponent = np.where(np.abs(array) >= 1.5 * 2.0**low, low + 1, low)
-        code = np.clip(exponent + 127, 0, 254)
-    code = np.where(np.isfinite(array), code, np.where(np.isnan(array), 255, 254))
-    return torch.from_numpy(code.astype(np.uint8)).view(torch.float8_e8m0fnu)
+    share, exponent = torch.frexp(x.to(torch.float64).abs())  # x = share 2^exponent, and share from 0.5 on
+    if round_mode == "up":
+        up = share > 0.5
+    elif round_mode == "down":
+        up = torch.zeros_like(share, dtype=torch.bool)
+    else:
+        up = share >= 0.75
+    power = exponent - 1 + up
+    power = power.masked_fill(x == 0, -_E8M0_BIAS - 1).masked_fill(x.isinf(), _E8M0_BIAS + 1)
+    code = power.clamp(-_E8M0_BIAS, _E8M0_BIAS)
+    lost = x.isnan() if saturate else x.isnan() | (code != power)
+    return (code + _E8M0_BIAS).masked_fill(lost, 255).to(torch.uint8).view(torch.float8_e8m0fnu)
 
 
 def converted(x: Any, dtype: torch.dtype | None, saturate: int = 1, round_mode: str = "up") -> Any:
@@ -60,17 +78,15 @@ def converted(x: Any, dtype: torch.dtype | None, saturate: int = 1, round_mode: 
     if dtype is None:
         return x if isinstance(x, np.ndarray) else _text(x)
     if isinstance(x, np.ndarray):
-        return _parsed(x, dtype)
+        x = _parsed(x, dtype)
     if dtype == x.dtype:
         return x
-    x = to_float(x) if x.dtype.is_floating_point else plain(x)
+    x = to_float(plain(x))
     if dtype in _NARROW_INTEGERS:
         return _wrapped(x, dtype)
-    if dtype.is_floating_point and dtype.itemsize == 1:
+    if dtype in NARROW_FLOATS:
         return to_float8(x, dtype, saturate, round_mode)
-    if dtype == torch.bool:
-        return x != 0
-    return x.to(dtype)
+    return x != 0 if dtype == torch.bool else x.to(dtype)
 
 
 def _wrapped(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -90,14 +106,36 @@ def _written(value: Any) -> str:
 
 
 def _parsed(x: np.ndarray, dtype: torch.dtype) -> Tensor:
-    numbers = np.array([float(text) for text in x.ravel().tolist()], dtype=np.float64).reshape(x.shape)
-    return torch.from_numpy(numbers).to(dtype)
+    """Return the numbers that text says; whole ones, which float64 does not hold all, as such."""
+    if dtype.is_floating_point:
+        return torch.from_numpy(np.array([float(text) for text in x.flat]).reshape(x.shape))
+    return torch.from_numpy(np.array([_whole(text) for text in x.flat], np.int64).reshape(x.shape))
+
+
+def _whole(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = int(float(text))
+    return number - 2**64 if number >= 2**63 else number
+
+
+def _target(to: int) -> torch.dtype | None:
+    """Return the type that a number stands for, None for text.
+
+    Raises:
+        ValueError: torch has no such type.
+    """
+    named = ir.DataType(to)
+    if named not in TYPES and named != ir.DataType.STRING:
+        raise ValueError(f"torch has no type {named.name}")
+    return TYPES.get(named)
 
 
 @operator("Cast", 6)
 def cast(input: Any, *, to: int, saturate: int = 1, round_mode: str = "up") -> Any:
     """The same numbers in another type."""
-    return converted(input, TYPES.get(ir.DataType(to)), saturate, round_mode)
+    return converted(input, _target(to), saturate, round_mode)
 
 
 @operator("CastLike", 15)
@@ -109,4 +147,8 @@ def cast_like(input: Any, target_type: Any, *, saturate: int = 1, round_mode: st
 @operator("BitCast", 26)
 def bit_cast(input: Tensor, *, to: int) -> Tensor:
     """The same bits as another type of the same width."""
-    return input.view(TYPES[ir.DataType(to)])
+    dtype, bits = TYPES[ir.DataType(to)], NAMES[input.dtype].bitwidth
+    if bits >= 8:
+        return input.view(dtype)
+    code = plain(input).view(torch.uint8) & (1 << bits) - 1
+    return _wrapped(code, dtype) if dtype in _NARROW_INTEGERS else code.view(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from graphopt.runtimes._torch.operators._moving import moving
 from graphopt.runtimes._torch.table import Host, operator
-from graphopt.runtimes._torch.values import TYPES, from_numpy
+from graphopt.runtimes._torch.values import TYPES
 
 
 @operator("Constant", 1)
@@ -41,17 +43,24 @@ def constant(
 @operator("ConstantOfShape", 9)
 def constant_of_shape(input: Host, *, value: Tensor | None = None) -> Tensor:
     """One number everywhere, by default 0."""
-    filling = torch.zeros(1) if value is None else value
-    return filling.reshape(()).expand(input.tolist()).contiguous()
+    made: Tensor = _repeated(torch.zeros(1) if value is None else value, input.tolist())
+    return made
+
+
+@moving
+def _repeated(value: Tensor, shape: list[int]) -> Tensor:
+    return value.reshape(()).expand(shape).contiguous()
 
 
 @operator("Range", 11)
-def range_(start: Host, limit: Host, delta: Host) -> Tensor:
+def range_(start: Tensor, limit: Tensor, delta: Tensor, *, stash_type: int = 1) -> Tensor:
     """Numbers from a start in steps, before a limit."""
-    first, last, step = (x.reshape(())[()] for x in (start, limit, delta))
-    count = max(int(np.ceil((last - first) / step)), 0)
-    made: Tensor = from_numpy(np.asarray(first + np.arange(count).astype(start.dtype) * step, dtype=start.dtype))
-    return made
+    first, last, step = (x.item() for x in (start, limit, delta))
+    whole = not start.dtype.is_floating_point
+    count = max(-((first - last) // step) if whole else math.ceil((last - first) / step), 0)
+    kind = TYPES[ir.DataType(stash_type)] if start.dtype in (torch.float16, torch.bfloat16) else start.dtype
+    places = torch.arange(count, device=start.device).to(kind)
+    return (start.reshape(()).to(kind) + places * delta.reshape(()).to(kind)).to(start.dtype)
 
 
 @operator("EyeLike", 9)

@@ -12,23 +12,64 @@ from torch import Tensor
 
 from graphopt.runtimes._torch.table import operator
 
-_WIDENED = (torch.uint16, torch.uint32, torch.uint64)
-"""Types that torch stores and hardly computes with."""
+UNSIGNED = frozenset((torch.uint16, torch.uint32, torch.uint64))
+"""Types that torch stores and hardly computes with: int64 stands in for them."""
+
+_Decorator = Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
+
+_SIGN = -(2**63)
 
 
-def widened(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Let a function of tensors take unsigned integers that torch does not compute with, by way of int64."""
+def signed(x: Tensor) -> Tensor:
+    """Return unsigned integers as int64, those of 64 bits with the same bits; any other tensor as it is."""
+    return x.to(torch.int64) if x.dtype in UNSIGNED else x
 
-    @functools.wraps(function)
-    def compute(*operands: Any, **options: Any) -> Tensor:
-        kinds = [x.dtype for x in operands if isinstance(x, Tensor) and x.dtype in _WIDENED]
-        if not kinds:
-            return function(*operands, **options)
-        wide = (x.to(torch.int64) if isinstance(x, Tensor) and x.dtype in _WIDENED else x for x in operands)
-        result = function(*wide, **options)
-        return result.to(kinds[0]) if result.dtype == torch.int64 else result
 
-    return compute
+def ordered(x: Tensor) -> Tensor:
+    """Return unsigned integers as int64 in the same order; any other tensor as it is."""
+    return x.view(torch.int64) ^ _SIGN if x.dtype == torch.uint64 else signed(x)
+
+
+def restored(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the integers of a type that `ordered` made these of."""
+    return (x ^ _SIGN).view(dtype) if dtype == torch.uint64 else x.to(dtype)
+
+
+def _by_way_of(there: Callable[[Tensor], Tensor], back: Callable[[Tensor, torch.dtype], Tensor]) -> _Decorator:
+    def decorate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @functools.wraps(function)
+        def compute(*operands: Any, **options: Any) -> Tensor:
+            kind = operands[0].dtype
+            if kind not in UNSIGNED:
+                return function(*operands, **options)
+            result = function(*(there(x) if isinstance(x, Tensor) else x for x in operands), **options)
+            return back(result, kind) if result.dtype == torch.int64 else result
+
+        return compute
+
+    return decorate
+
+
+widened = _by_way_of(signed, Tensor.to)
+"""Let a function that adds and multiplies take unsigned integers."""
+
+ranked = _by_way_of(ordered, restored)
+"""Let a function that compares take unsigned integers."""
+
+_LEAST = float(np.finfo(np.float32).min)
+
+
+def _by_numpy(function: np.ufunc, a: Tensor, b: Tensor) -> Tensor:
+    """Compute with integers of a type that torch does not divide."""
+    return torch.from_numpy(np.asarray(function(a.cpu().numpy(), b.cpu().numpy()))).to(a.device)
+
+
+def _number(x: Tensor) -> Tensor | float:
+    """Return a single number as such, which is faster, unless it is to be differentiated or on an accelerator."""
+    if x.numel() != 1 or x.requires_grad or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return x
+    number: float = x.item()
+    return number
 
 
 @operator("Add")
@@ -53,31 +94,30 @@ def mul(a: Tensor, b: Tensor) -> Tensor:
 
 
 @operator("Div")
-@widened
 def div(a: Tensor, b: Tensor) -> Tensor:
     """A / B; whole numbers are cut off towards zero."""
     if a.dtype.is_floating_point or a.dtype.is_complex:
         return a / b
+    if a.dtype in UNSIGNED:
+        return _by_numpy(np.floor_divide, a, b)
     return torch.div(a, b, rounding_mode="trunc")
 
 
 @operator("Pow")
-@widened
 def power(x: Tensor, y: Tensor) -> Tensor:
     """X to the power of Y, of the type of X."""
     if x.dtype.is_floating_point:
-        return torch.pow(x, y.to(x.dtype))
-    return (
-        torch.pow(x.to(torch.float64), y.to(torch.float64)).to(x.dtype)
-        if y.dtype.is_floating_point
-        else torch.pow(x, y).to(x.dtype)
-    )
+        return torch.pow(x, _number(y) if y.ndim <= x.ndim else signed(y)).to(x.dtype)
+    if y.dtype.is_floating_point:
+        return torch.pow(x.to(torch.float64), y.to(torch.float64)).to(x.dtype)
+    return torch.pow(x, signed(y)).to(x.dtype)
 
 
 @operator("Mod", 10)
-@widened
 def mod(a: Tensor, b: Tensor, *, fmod: int = 0) -> Tensor:
     """Remainder with the sign of the divisor, or of the dividend with `fmod`."""
+    if a.dtype in UNSIGNED:
+        return _by_numpy(np.remainder, a, b)
     return torch.fmod(a, b) if fmod else torch.remainder(a, b)
 
 
@@ -88,17 +128,15 @@ def neg(x: Tensor) -> Tensor:
 
 
 @operator("Abs")
-@widened
 def absolute(x: Tensor) -> Tensor:
     """|X|."""
-    return x if x.dtype in (*_WIDENED, torch.uint8) else x.abs()
+    return x if x.dtype in UNSIGNED else x.abs()
 
 
 @operator("Sign")
-@widened
 def sign(x: Tensor) -> Tensor:
     """-1, 0 or 1."""
-    return torch.sign(x)
+    return (x != 0).to(x.dtype) if x.dtype in UNSIGNED else torch.sign(x)
 
 
 @operator("Reciprocal")
@@ -113,45 +151,50 @@ def round_(x: Tensor) -> Tensor:
     return torch.round(x)
 
 
-@operator("Sum", 8)
+@operator("Sum")
 @widened
 def total(*inputs: Tensor) -> Tensor:
     """The sum of all inputs."""
     return functools.reduce(torch.add, inputs)
 
 
-@operator("Mean", 8)
+@operator("Mean")
 def mean(*inputs: Tensor) -> Tensor:
     """The mean of all inputs."""
     return functools.reduce(torch.add, inputs) / len(inputs)
 
 
-@operator("Max", 8)
-@widened
+@operator("Max")
+@ranked
 def maximum(*inputs: Tensor) -> Tensor:
     """The largest of all inputs."""
     return functools.reduce(torch.maximum, inputs)
 
 
-@operator("Min", 8)
-@widened
+@operator("Min")
+@ranked
 def minimum(*inputs: Tensor) -> Tensor:
     """The smallest of all inputs."""
     return functools.reduce(torch.minimum, inputs)
 
 
 @operator("Clip", 11)
-@widened
+@ranked
 def clip(x: Tensor, min: Tensor | None = None, max: Tensor | None = None) -> Tensor:
     """X within bounds; where the lower one is above the upper one, the upper one."""
-    x = x if min is None else torch.maximum(x, min.to(x.dtype))
-    return x if max is None else torch.minimum(x, max.to(x.dtype))
+    if min is None and max is None:
+        return x
+    low, high = (None if bound is None else _number(bound) for bound in (min, max))
+    if isinstance(low, Tensor) or isinstance(high, Tensor):  # torch takes numbers or tensors, not one of each
+        low, high = (None if bound is None else bound.reshape(()) for bound in (min, max))
+    return torch.clamp(x, low, high)
 
 
-@operator("Clip", 6)
-def clip_6(x: Tensor, *, min: float = -3.402823e38, max: float = 3.402823e38) -> Tensor:
+@operator("Clip")
+def clip_6(x: Tensor, *, min: float = _LEAST, max: float = -_LEAST) -> Tensor:
     """X within bounds that are attributes."""
-    return x.clamp(min, max)
+    least, most = torch.finfo(x.dtype).min, torch.finfo(x.dtype).max
+    return x.clamp(min if min > least else -torch.inf, max if max < most else torch.inf)
 
 
 @operator("Where", 9)
@@ -159,8 +202,6 @@ def where(condition: Tensor, x: Any, y: Any) -> Any:
     """X where the condition holds, else Y."""
     if isinstance(x, np.ndarray):
         return np.where(condition.cpu().numpy(), x, y)
-    if x.dtype in _WIDENED:
-        return torch.where(condition, x.to(torch.int64), y.to(torch.int64)).to(x.dtype)
     return torch.where(condition, x, y)
 
 
@@ -168,6 +209,16 @@ def where(condition: Tensor, x: Any, y: Any) -> Any:
 def string_concat(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Texts joined in pairs."""
     return np.asarray(x + y, dtype=object)
+
+
+@operator("Erf", 9)
+def erf(x: Tensor) -> Tensor:
+    """The error function; of whole numbers cut off."""
+    return torch.erf(x).to(x.dtype)
+
+
+def _enter(name: str, function: Callable[[Tensor], Tensor]) -> None:
+    operator(name)(lambda x: function(x))
 
 
 for _name, _function in {
@@ -180,7 +231,6 @@ for _name, _function in {
     "Ceil": torch.ceil,
     "Cos": torch.cos,
     "Cosh": torch.cosh,
-    "Erf": torch.erf,
     "Exp": torch.exp,
     "Floor": torch.floor,
     "Log": torch.log,
@@ -190,8 +240,4 @@ for _name, _function in {
     "Tan": torch.tan,
     "Tanh": torch.tanh,
 }.items():
-
-    def _enter(function: Callable[[Tensor], Tensor], name: str) -> None:
-        operator(name)(lambda x: function(x))
-
-    _enter(_function, _name)
+    _enter(_name, _function)

@@ -10,21 +10,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from graphopt.runtimes._torch.operators._moving import moving
 from graphopt.runtimes._torch.table import Host, operator
 
 _MODES = ("constant", "reflect", "edge", "wrap")
 
+_KERNELS = {"reflect": "reflect", "edge": "replicate"}
+"""Modes for which torch has fast functions, and what they are called there."""
+
 
 @operator("Concat", 4)
-def concat(*inputs: Any, axis: int) -> Any:
+@moving
+def concat(*inputs: Tensor, axis: int) -> Tensor:
     """Tensors one after the other along an axis."""
-    return np.concatenate(inputs, axis) if isinstance(inputs[0], np.ndarray) else torch.cat(inputs, axis)
+    return torch.cat(inputs, axis)
 
 
-def cut(input: Any, axis: int, sizes: Sequence[int]) -> tuple[Any, ...]:
+@moving
+def cut(input: Tensor, axis: int, sizes: Sequence[int]) -> tuple[Tensor, ...]:
     """Return pieces of these sizes."""
-    if isinstance(input, np.ndarray):
-        return tuple(np.split(input, np.cumsum(sizes)[:-1], axis))
     return torch.split(input, list(sizes), axis)
 
 
@@ -50,7 +54,8 @@ def split_2(input: Any, *, axis: int = 0, split: tuple[int, ...] | None = None, 
 
 
 @operator("Slice", 10)
-def slice_(data: Any, starts: Host, ends: Host, axes: Host | None = None, steps: Host | None = None) -> Any:
+@moving
+def slice_(data: Tensor, starts: Host, ends: Host, axes: Host | None = None, steps: Host | None = None) -> Tensor:
     """Every so many elements between bounds, of some axes."""
     chosen = range(len(starts)) if axes is None else axes.tolist()
     strides = [1] * len(starts) if steps is None else steps.tolist()
@@ -58,85 +63,115 @@ def slice_(data: Any, starts: Host, ends: Host, axes: Host | None = None, steps:
 
 
 @operator("Slice")
-def slice_1(data: Any, *, starts: tuple[int, ...], ends: tuple[int, ...], axes: tuple[int, ...] | None = None) -> Any:
+@moving
+def slice_1(
+    data: Tensor, *, starts: tuple[int, ...], ends: tuple[int, ...], axes: tuple[int, ...] | None = None
+) -> Tensor:
     """The elements between bounds, of some axes."""
     return _sliced(data, starts, ends, range(len(starts)) if axes is None else axes, [1] * len(starts))
 
 
-def _sliced(data: Any, starts: Sequence[int], ends: Sequence[int], axes: Sequence[int], steps: Sequence[int]) -> Any:
-    index: list[Any] = [slice(None)] * data.ndim
+def _sliced(
+    data: Tensor, starts: Sequence[int], ends: Sequence[int], axes: Sequence[int], steps: Sequence[int]
+) -> Tensor:
+    index = [slice(None)] * data.ndim
     turned = []
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         axis %= data.ndim
-        first, last, step = slice(start, None if step < 0 and end < -data.shape[axis] else end, step).indices(
-            data.shape[axis]
-        )
-        if step < 0:  # torch wants positive steps: take the same elements, then turn them around
-            chosen = range(first, last, step)
-            first, last, step = (chosen[-1], chosen[0] + 1, -step) if len(chosen) else (0, 0, 1)
-            turned.append(axis)
-        index[axis] = slice(first, last, step)
+        size = data.shape[axis]
+        if step > 0:
+            index[axis] = slice(*slice(start, end, step).indices(size))
+            continue
+        chosen = range(size)[slice(max(start, -size), None if end < -size else end, step)]
+        index[axis] = slice(chosen[-1], chosen[0] + 1, -step) if chosen else slice(0)
+        turned.append(axis)
     part = data[tuple(index)]
-    if not turned:
-        return part
-    return np.flip(part, turned) if isinstance(part, np.ndarray) else part.flip(turned)
+    return part.flip(turned) if turned else part
 
 
 @operator("Pad", 11)
 def pad(
-    data: Tensor,
+    data: Any,
     pads: Host,
-    constant_value: Tensor | None = None,
+    constant_value: Any = None,
     axes: Host | None = None,
     *,
     mode: str = "constant",
-) -> Tensor:
+) -> Any:
     """With elements added at both ends of axes, or taken away: a constant, or the tensor's own."""
-    value = 0.0 if constant_value is None else constant_value.reshape(()).item()
-    return padded(data, pads.tolist(), mode, value, None if axes is None else axes.tolist())
+    return padded(data, pads.tolist(), mode, constant_value, None if axes is None else axes.tolist())
 
 
 @operator("Pad", 2)
-def pad_2(data: Tensor, *, pads: tuple[int, ...], mode: str = "constant", value: float = 0.0) -> Tensor:
+def pad_2(data: Tensor, *, pads: tuple[int, ...], mode: str = "constant", value: float = 0.0) -> Any:
     """With elements added at both ends of axes, or taken away."""
     return padded(data, pads, mode, value)
 
 
-def padded(
-    data: Tensor, pads: Sequence[int], mode: str, value: float = 0.0, axes: Sequence[int] | None = None
-) -> Tensor:
-    """Pad as the operator does: `pads` are all beginnings, then all ends."""
-    chosen = range(data.ndim) if axes is None else [a % data.ndim for a in axes]
-    ends = {a: (int(pads[i]), int(pads[i + len(chosen)])) for i, a in enumerate(chosen)}
-    if mode == "constant" and data.dtype != torch.bool:
-        moved = [end for axis in range(data.ndim)[::-1] for end in ends.get(axis, (0, 0))]
-        return functional.pad(data, moved, value=value)
-    if mode == "constant":
-        return padded(data.to(torch.uint8), pads, mode, value, axes).to(torch.bool)
-    for axis, (before, after) in ends.items():
+def padded(data: Any, pads: Sequence[int], mode: str, value: Any = None, axes: Sequence[int] | None = None) -> Any:
+    """Pad as the operator does: `pads` are all beginnings, then all ends; `value` is a number, or a tensor of one."""
+    if mode not in _MODES:
+        raise ValueError(f"mode '{mode}' of Pad is not one of {', '.join(_MODES)}")
+    ends = [(0, 0)] * data.ndim
+    chosen = range(data.ndim) if axes is None else axes
+    for axis, before, after in zip(chosen, pads[: len(chosen)], pads[len(chosen) :], strict=True):
+        ends[axis] = int(before), int(after)
+    if mode != "constant":
+        return _continued(data, ends, mode)
+    if value is None:
+        value = np.array([""], dtype=object) if isinstance(data, np.ndarray) else 0
+    return _surrounded(data, value, ends)
+
+
+@moving
+def _surrounded(data: Tensor, value: Any, ends: Sequence[tuple[int, int]]) -> Tensor:
+    """Return a tensor within a constant."""
+    flat = [number for pair in reversed(ends) for number in pair]
+    if not isinstance(value, Tensor):
+        return torch.constant_pad_nd(data, flat, value)
+    if value.device.type == "cpu" and not value.requires_grad:
+        return torch.constant_pad_nd(data, flat, value.item())
+    inside = torch.constant_pad_nd(torch.ones_like(data, dtype=torch.bool), flat, False)
+    return torch.where(inside, torch.constant_pad_nd(data, flat), value.reshape(()).to(data.dtype))
+
+
+@moving
+def _continued(data: Tensor, ends: Sequence[tuple[int, int]], mode: str) -> Tensor:
+    """Return a tensor that goes on beyond its ends with elements of its own."""
+    if _has_kernel(data, ends, mode):
+        return functional.pad(data, [number for pair in ends[:1:-1] for number in pair], _KERNELS[mode])
+    for axis, (before, after) in enumerate(ends):
         if before or after:
             data = data.index_select(axis, _places(data.shape[axis], before, after, mode).to(data.device))
     return data
 
 
+def _has_kernel(data: Tensor, ends: Sequence[tuple[int, int]], mode: str) -> bool:
+    """Return whether torch pads this way in one go: the axes of space of a batch, by less than their sizes."""
+    return (
+        mode in _KERNELS
+        and data.dtype.is_floating_point
+        and 3 <= data.ndim <= 5
+        and data.numel() > 0
+        and not any(ends[0] + ends[1])
+        and all(0 <= number < size for pair, size in zip(ends, data.shape, strict=True) for number in pair)
+    )
+
+
 def _places(size: int, before: int, after: int, mode: str) -> Tensor:
     """Return which element of an axis stands at each place of the padded one."""
-    places = np.arange(-before, size + after)
+    places = torch.arange(-before, size + after)
     if mode == "edge":
-        places = places.clip(0, size - 1)
-    elif mode == "wrap":
-        places = places % size
-    elif mode == "reflect":
-        period = max(2 * (size - 1), 1)
-        places = places % period
-        places = np.minimum(places, period - places) if size > 1 else places * 0
-    else:
-        raise ValueError(f"mode '{mode}' of Pad is not one of {', '.join(_MODES)}")
-    return torch.from_numpy(places)
+        return places.clamp(0, size - 1)
+    if mode == "wrap":
+        return places % size
+    period = max(2 * (size - 1), 1)
+    places = places % period
+    return torch.minimum(places, period - places) if size > 1 else places
 
 
 @operator("CenterCropPad", 18)
-def center_crop_pad(input_data: Tensor, shape: Host, *, axes: tuple[int, ...] | None = None) -> Tensor:
+def center_crop_pad(input_data: Any, shape: Host, *, axes: tuple[int, ...] | None = None) -> Any:
     """The middle of the tensor, or the tensor in the middle of zeros."""
     chosen = range(input_data.ndim) if axes is None else [a % input_data.ndim for a in axes]
     pads = [0] * (2 * input_data.ndim)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphopt.runtimes._torch.operators.elementwise import widened
+from graphopt.runtimes._torch.operators.casting import to_float
+from graphopt.runtimes._torch.operators.elementwise import ranked, widened
 from graphopt.runtimes._torch.table import operator
 
 
@@ -22,28 +23,28 @@ def equal(a: Any, b: Any) -> Tensor:
 
 
 @operator("Greater")
-@widened
+@ranked
 def greater(a: Tensor, b: Tensor) -> Tensor:
     """A > B."""
     return a > b
 
 
 @operator("Less")
-@widened
+@ranked
 def less(a: Tensor, b: Tensor) -> Tensor:
     """A < B."""
     return a < b
 
 
 @operator("GreaterOrEqual", 12)
-@widened
+@ranked
 def greater_or_equal(a: Tensor, b: Tensor) -> Tensor:
     """A >= B."""
     return a >= b
 
 
 @operator("LessOrEqual", 12)
-@widened
+@ranked
 def less_or_equal(a: Tensor, b: Tensor) -> Tensor:
     """A <= B."""
     return a <= b
@@ -64,21 +65,24 @@ def is_nan(x: Tensor) -> Tensor:
 @operator("IsInf", 10)
 def is_inf(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> Tensor:
     """Whether X is infinite, in either direction or one."""
+    x = to_float(x)
+    if detect_negative and detect_positive:
+        return torch.isinf(x)
     return (torch.isposinf(x) & bool(detect_positive)) | (torch.isneginf(x) & bool(detect_negative))
 
 
 @operator("BitShift", 11)
 def bit_shift(x: Tensor, y: Tensor, *, direction: str) -> Tensor:
-    """X with its bits moved by Y places; what leaves the type is lost."""
+    """X with its bits moved by Y places; what leaves the type is lost, and as many places below zero are all of them."""
     wide, places = x.to(torch.int64), y.to(torch.int64)
-    most = 63
+    all_of_them = (places < 0) | (places > 63)
+    places = places.masked_fill(all_of_them, 63)
     if direction == "LEFT":
-        moved = torch.where(places > most, 0, wide << places.clamp(max=most))
-    elif x.dtype == torch.uint64:  # whose highest bit is no sign
-        kept = torch.where(places > 0, ~(-1 << (most + 1 - places.clamp(1, most))), -1)
-        moved = torch.where(places > most, 0, (wide >> places.clamp(max=most)) & kept)
-    else:
-        moved = wide >> places.clamp(max=most)
+        return (wide << places).masked_fill(all_of_them, 0).to(x.dtype)
+    moved = wide >> places
+    if x.dtype == torch.uint64:  # whose highest bit is no sign
+        kept = torch.where(places > 0, ~(-1 << (64 - places.clamp(min=1))), -1)
+        moved = (moved & kept).masked_fill(all_of_them, 0)
     return moved.to(x.dtype)
 
 

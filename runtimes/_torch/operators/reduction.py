@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from graphopt.runtimes._torch.operators.elementwise import widened
+from graphopt.runtimes._torch.operators.elementwise import UNSIGNED, absolute, ordered, ranked, restored, widened
 from graphopt.runtimes._torch.table import Host, operator
+from graphopt.runtimes._torch.values import limits
 
 _Reduction = Callable[[Tensor, list[int], bool], Tensor]
 """(data, axes that are never empty, whether they stay as ones) -> reduced data."""
@@ -65,27 +66,36 @@ def _identity(dtype: torch.dtype, least: bool) -> float:
     if dtype == torch.bool:
         return 0 if least else 1
     if dtype.is_floating_point:
-        return -np.inf if least else np.inf
-    return torch.iinfo(dtype).min if least else torch.iinfo(dtype).max
+        return -math.inf if least else math.inf
+    low, high = limits(dtype)
+    return low if least else high
 
 
 _REDUCTIONS: dict[str, tuple[_Reduction, int]] = {
-    "ReduceSum": (_sum, 13),
-    "ReduceMean": (_mean, 18),
-    "ReduceMax": (_extreme(torch.amax, True), 18),
-    "ReduceMin": (_extreme(torch.amin, False), 18),
-    "ReduceProd": (_product, 18),
-    "ReduceL1": (lambda x, axes, keep: _sum(x.abs(), axes, keep), 18),
-    "ReduceL2": (_norm2, 18),
-    "ReduceSumSquare": (lambda x, axes, keep: _sum(x * x, axes, keep), 18),
-    "ReduceLogSum": (lambda x, axes, keep: _log(_sum(x, axes, keep)), 18),
-    "ReduceLogSumExp": (_log_sum_exp, 18),
+    "ReduceSum": (widened(_sum), 13),
+    "ReduceMean": (widened(_mean), 18),
+    "ReduceMax": (ranked(_extreme(torch.amax, True)), 18),
+    "ReduceMin": (ranked(_extreme(torch.amin, False)), 18),
+    "ReduceProd": (widened(_product), 18),
+    "ReduceL1": (widened(lambda x, axes, keep: _sum(x.abs(), axes, keep)), 18),
+    "ReduceL2": (widened(_norm2), 18),
+    "ReduceSumSquare": (widened(lambda x, axes, keep: _sum(x * x, axes, keep)), 18),
+    "ReduceLogSum": (widened(lambda x, axes, keep: _log(_sum(x, axes, keep))), 18),
+    "ReduceLogSumExp": (widened(_log_sum_exp), 18),
 }
 """What is reduced how, and the opset since which axes are an input."""
 
+_POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
+    "ReduceL1": absolute,
+    "ReduceL2": absolute,
+    "ReduceSumSquare": widened(torch.square),
+    "ReduceLogSum": widened(_log),
+}
+"""What a reduction over no axes makes of every element, where it is not the element."""
+
 
 def _enter(name: str, reduction: _Reduction, since: int) -> None:
-    reduction = widened(reduction)
+    pointwise = _POINTWISE.get(name, lambda x: x)
 
     @operator(name, since)
     def with_input(
@@ -93,7 +103,7 @@ def _enter(name: str, reduction: _Reduction, since: int) -> None:
     ) -> Tensor:
         """Reduce over axes; over all if none are named, unless told to do nothing then."""
         if (axes is None or not len(axes)) and noop_with_empty_axes:
-            return _pointwise(name, data)
+            return pointwise(data)
         return _over(data, None if axes is None else axes.tolist(), keepdims)
 
     @operator(name)
@@ -102,17 +112,9 @@ def _enter(name: str, reduction: _Reduction, since: int) -> None:
         return _over(data, axes, keepdims)
 
     def _over(data: Tensor, axes: list[int] | tuple[int, ...] | None, keep: int) -> Tensor:
-        chosen = [a % data.ndim for a in axes] if axes else list(range(data.ndim))
-        return reduction(data, chosen, bool(keep)) if data.ndim else reduction(data.reshape(1), [0], False)
-
-
-def _pointwise(name: str, x: Tensor) -> Tensor:
-    """Return what a reduction over no axes makes of every element."""
-    if name in ("ReduceL1", "ReduceL2"):
-        return x.abs()
-    if name == "ReduceSumSquare":
-        return x * x
-    return _log(x) if name == "ReduceLogSum" else x
+        if not data.ndim:
+            return reduction(data.reshape(1), [0], False)
+        return reduction(data, [a % data.ndim for a in axes] if axes else list(range(data.ndim)), bool(keep))
 
 
 for _name, (_reduction, _since) in _REDUCTIONS.items():
@@ -120,31 +122,31 @@ for _name, (_reduction, _since) in _REDUCTIONS.items():
 
 
 def _best(x: Tensor, axis: int, keepdims: int, last: int, function: Callable[..., Tensor]) -> Tensor:
+    x = ordered(x)
     if last:
         return x.shape[axis] - 1 - function(x.flip(axis), dim=axis, keepdim=bool(keepdims))
     return function(x, dim=axis, keepdim=bool(keepdims))
 
 
 @operator("ArgMax")
-@widened
 def arg_max(data: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Tensor:
     """Where the largest element of an axis is."""
     return _best(data, axis, keepdims, select_last_index, torch.argmax)
 
 
 @operator("ArgMin")
-@widened
 def arg_min(data: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Tensor:
     """Where the smallest element of an axis is."""
     return _best(data, axis, keepdims, select_last_index, torch.argmin)
 
 
+@widened
 def _running(
-    function: Callable[..., Tensor], start: float, x: Tensor, axis: int, exclusive: int, reverse: int
+    x: Tensor, function: Callable[..., Tensor], start: float, axis: int, exclusive: int, reverse: int
 ) -> Tensor:
     x = x.flip(axis) if reverse else x
     made = function(x, axis).to(x.dtype)
-    if exclusive:
+    if exclusive and made.numel():
         first = torch.full_like(made.narrow(axis, 0, 1), start)
         made = torch.cat([first, made.narrow(axis, 0, x.shape[axis] - 1)], axis)
     return made.flip(axis) if reverse else made
@@ -153,32 +155,36 @@ def _running(
 @operator("CumSum", 11)
 def cum_sum(x: Tensor, axis: Host, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
     """Running sum along an axis."""
-    return _running(torch.cumsum, 0, x, int(axis.reshape(-1)[0]), exclusive, reverse)
+    return _running(x, torch.cumsum, 0, int(axis.item()), exclusive, reverse)
 
 
 @operator("CumProd", 26)
 def cum_prod(x: Tensor, axis: Host, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
     """Running product along an axis."""
-    return _running(torch.cumprod, 1, x, int(axis.reshape(-1)[0]), exclusive, reverse)
+    return _running(x, torch.cumprod, 1, int(axis.item()), exclusive, reverse)
+
+
+def _top(x: Tensor, count: int, axis: int, largest: bool) -> tuple[Tensor, Tensor]:
+    wide = ordered(x)
+    chosen = torch.argsort(wide.detach(), dim=axis, descending=largest, stable=True).narrow(axis, 0, count)
+    found = torch.gather(wide, axis, chosen)
+    return restored(found, x.dtype) if x.dtype in UNSIGNED else found, chosen
 
 
 @operator("TopK", 11)
 def top_k(x: Tensor, k: Host, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> tuple[Tensor, Tensor]:
     """The largest or smallest elements of an axis and where they are; of equals, the first ones."""
     del sorted  # sorted is one of the orders that are allowed without it
-    wide = x.to(torch.int64) if x.dtype in (torch.uint16, torch.uint32, torch.uint64) else x
-    order = torch.argsort(wide.detach(), dim=axis, descending=bool(largest), stable=True)
-    chosen = order.narrow(axis, 0, int(k.reshape(-1)[0]))
-    return torch.gather(wide, axis, chosen).to(x.dtype), chosen
+    return _top(x, int(k.item()), axis, bool(largest))
 
 
 @operator("TopK", 10)
 def top_k_10(x: Tensor, k: Host, *, axis: int = -1) -> tuple[Tensor, Tensor]:
     """The largest elements of an axis and where they are."""
-    return top_k(x, k, axis=axis)
+    return _top(x, int(k.item()), axis, True)
 
 
 @operator("TopK")
 def top_k_1(x: Tensor, *, k: int, axis: int = -1) -> tuple[Tensor, Tensor]:
     """The largest elements of an axis and where they are."""
-    return top_k(x, np.array([k]), axis=axis)
+    return _top(x, k, axis, True)

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from graphopt.runtimes._torch.operators.joining import concat, cut
-from graphopt.runtimes._torch.operators.shape import unsqueeze_1
+from graphopt.runtimes._torch.operators.shape import squeeze_1, unsqueeze_1
 from graphopt.runtimes._torch.table import Host, operator
 
 
 @operator("SequenceEmpty", 11)
-def sequence_empty(*, dtype: int = 1) -> list[Any]:
+def sequence_empty(*, dtype: int | None = None) -> list[Any]:
     """A sequence of nothing."""
     del dtype
     return []
@@ -60,13 +59,11 @@ def sequence_length(input_sequence: list[Any]) -> Tensor:
 def split_to_sequence(input: Any, split: Host | None = None, *, axis: int = 0, keepdims: int = 1) -> list[Any]:
     """Pieces of given sizes, or slices."""
     length = input.shape[axis]
-    if split is None:
-        pieces = list(cut(input, axis, [1] * length))
-        return pieces if keepdims else [p.squeeze(axis) for p in pieces]
-    if split.ndim:
+    if split is not None and split.ndim:
         return list(cut(input, axis, split.tolist()))
-    size = int(split)
-    return list(cut(input, axis, [min(size, length - i) for i in range(0, length, size)]))
+    size = 1 if split is None else int(split)
+    pieces = list(cut(input, axis, [min(size, length - i) for i in range(0, length, size)]))
+    return pieces if split is not None or keepdims else [squeeze_1(piece, axes=(axis,)) for piece in pieces]
 
 
 @operator("ConcatFromSequence", 11)
@@ -77,10 +74,12 @@ def concat_from_sequence(input_sequence: list[Any], *, axis: int, new_axis: int 
 
 
 @operator("SequenceMap", 17)
-def sequence_map(input_sequence: list[Any], *others: Any, body: Callable[..., list[Any]]) -> tuple[Any, ...]:
+def sequence_map(
+    input_sequence: list[Any], *others: Any, body: Callable[..., list[Any]], outputs_: int
+) -> tuple[Any, ...]:
     """A body for every tensor of a sequence, along with the tensors of other sequences."""
     rows = [body(x, *(o[i] if isinstance(o, list) else o for o in others)) for i, x in enumerate(input_sequence)]
-    return tuple(list(column) for column in zip(*rows, strict=True))
+    return tuple([row[i] for row in rows] for i in range(outputs_))
 
 
 @operator("Optional", 15)
@@ -100,19 +99,3 @@ def optional_has_element(input: Any = None) -> Tensor:
 def optional_get_element(input: Any) -> Any:
     """The value."""
     return input
-
-
-@operator("ArrayFeatureExtractor", 1, "ai.onnx.ml")
-def array_feature_extractor(x: Any, y: Tensor) -> Any:
-    """Columns by index."""
-    index = y.reshape(-1)
-    if isinstance(x, np.ndarray):
-        return x[..., index.numpy()]
-    taken = x[..., index]
-    return taken.reshape(1, -1) if x.ndim == 1 else taken
-
-
-@operator("Binarizer", 1, "ai.onnx.ml")
-def binarizer(x: Tensor, *, threshold: float = 0.0) -> Tensor:
-    """1 above a threshold, else 0."""
-    return (x > threshold).to(x.dtype)

@@ -2,82 +2,92 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from graphopt.runtimes._torch.operators._moving import moving
 from graphopt.runtimes._torch.table import Host, operator
 
 
 @operator("Reshape", 5)
-def reshape(data: Any, shape: Host, *, allowzero: int = 0) -> Any:
+@moving
+def reshape(data: Tensor, shape: Host, *, allowzero: int = 0) -> Tensor:
     """The same elements in another shape; 0 keeps a size, -1 takes what is left."""
-    sizes = [data.shape[i] if size == 0 and not allowzero else size for i, size in enumerate(map(int, shape.tolist()))]
-    return data.reshape(sizes)
+    sizes = shape.tolist()
+    return data.reshape(sizes if allowzero else [data.shape[i] if size == 0 else size for i, size in enumerate(sizes)])
 
 
 @operator("Transpose")
-def transpose(data: Any, *, perm: tuple[int, ...] | None = None) -> Any:
+@moving
+def transpose(data: Tensor, *, perm: tuple[int, ...] | None = None) -> Tensor:
     """Axes in another order, by default reversed."""
-    order = range(data.ndim)[::-1] if perm is None else perm
-    return data.transpose(tuple(order)) if isinstance(data, np.ndarray) else data.permute(*order)
+    return data.permute(tuple(range(data.ndim))[::-1] if perm is None else perm)
 
 
 @operator("Flatten")
+@moving
 def flatten(input: Tensor, *, axis: int = 1) -> Tensor:
     """Two axes: those before `axis` joined, and the others."""
-    rows = int(np.prod(input.shape[: axis % input.ndim if axis < 0 else axis], dtype=np.int64))
-    return input.reshape(rows, input.numel() // rows if rows else int(np.prod(input.shape[axis:], dtype=np.int64)))
+    axis = axis + input.ndim if axis < 0 else axis
+    return input.reshape(math.prod(input.shape[:axis]), math.prod(input.shape[axis:]))
 
 
 @operator("Squeeze", 13)
-def squeeze(data: Any, axes: Host | None = None) -> Any:
+@moving
+def squeeze(data: Tensor, axes: Host | None = None) -> Tensor:
     """Without axes of size one, all or some of them."""
-    chosen = None if axes is None else axes.reshape(-1).tolist()
-    return _squeezed(data, chosen)
+    return _squeezed(data, None if axes is None else axes.reshape(-1).tolist())
 
 
 @operator("Squeeze")
-def squeeze_1(data: Any, *, axes: tuple[int, ...] | None = None) -> Any:
+@moving
+def squeeze_1(data: Tensor, *, axes: tuple[int, ...] | None = None) -> Tensor:
     """Without axes of size one, all or some of them."""
     return _squeezed(data, axes)
 
 
-def _squeezed(data: Any, axes: Any) -> Any:
-    left = {a % data.ndim for a in axes} if axes is not None else {a for a, s in enumerate(data.shape) if s == 1}
+def _squeezed(data: Tensor, axes: Sequence[int] | None) -> Tensor:
+    left = {a for a, s in enumerate(data.shape) if s == 1} if axes is None else {a % data.ndim for a in axes}
     return data.reshape([size for axis, size in enumerate(data.shape) if axis not in left])
 
 
 @operator("Unsqueeze", 13)
-def unsqueeze(data: Any, axes: Host) -> Any:
+@moving
+def unsqueeze(data: Tensor, axes: Host) -> Tensor:
     """With new axes of size one."""
     return _unsqueezed(data, axes.reshape(-1).tolist())
 
 
 @operator("Unsqueeze")
-def unsqueeze_1(data: Any, *, axes: tuple[int, ...]) -> Any:
+@moving
+def unsqueeze_1(data: Tensor, *, axes: tuple[int, ...]) -> Tensor:
     """With new axes of size one."""
     return _unsqueezed(data, axes)
 
 
-def _unsqueezed(data: Any, axes: Any) -> Any:
+def _unsqueezed(data: Tensor, axes: Sequence[int]) -> Tensor:
     rank = data.ndim + len(axes)
     new, old = {a % rank for a in axes}, iter(data.shape)
     return data.reshape([1 if axis in new else next(old) for axis in range(rank)])
 
 
 @operator("Expand", 8)
+@moving
 def expand(input: Tensor, shape: Host) -> Tensor:
     """Broadcast to a shape; where that is smaller, the input's own."""
     return input.expand(np.broadcast_shapes(tuple(input.shape), tuple(shape.tolist())))
 
 
 @operator("Tile", 6)
+@moving
 def tile(input: Tensor, repeats: Host) -> Tensor:
     """Copies side by side."""
-    return input.repeat(*repeats.tolist()) if len(repeats) else input
+    return input.repeat(repeats.tolist())
 
 
 @operator("Shape")
@@ -89,7 +99,7 @@ def shape(data: Any, *, start: int = 0, end: int | None = None) -> Tensor:
 @operator("Size")
 def size(data: Any) -> Tensor:
     """How many elements there are."""
-    return torch.tensor(int(np.prod(data.shape, dtype=np.int64)), dtype=torch.int64)
+    return torch.tensor(math.prod(data.shape), dtype=torch.int64)
 
 
 @operator("Identity")
@@ -99,6 +109,7 @@ def identity(input: Any) -> Any:
 
 
 @operator("DepthToSpace")
+@moving
 def depth_to_space(input: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
     """Channels moved into blocks of pixels."""
     n, c, h, w = input.shape
@@ -111,6 +122,7 @@ def depth_to_space(input: Tensor, *, blocksize: int, mode: str = "DCR") -> Tenso
 
 
 @operator("SpaceToDepth")
+@moving
 def space_to_depth(input: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
     """Blocks of pixels moved into channels."""
     n, c, h, w = input.shape

@@ -22,8 +22,7 @@ def _enter(name: str, function: Callable[[Tensor, int], Tensor]) -> None:
         """Normalize over all axes from one on."""
         if axis in (-1, input.ndim - 1):
             return function(input, -1)
-        head = input.shape[: axis % input.ndim] if input.ndim else ()
-        return function(input.reshape(*head, -1), -1).reshape(input.shape)
+        return function(input.flatten(axis), -1).reshape(input.shape)
 
 
 def _hardmax(x: Tensor, axis: int) -> Tensor:
@@ -40,7 +39,7 @@ _enter("Hardmax", _hardmax)
 def lp_normalization(input: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
     """Divide by the norm along an axis; where that is 0, the result is."""
     norm = torch.linalg.vector_norm(input, p, axis, keepdim=True)
-    return torch.where(norm == 0, torch.zeros_like(input), input / torch.where(norm == 0, torch.ones_like(norm), norm))
+    return input / norm.masked_fill(norm == 0, torch.inf)
 
 
 @operator("NegativeLogLikelihoodLoss", 12)
@@ -53,15 +52,7 @@ def negative_log_likelihood(
     reduction: str = "mean",
 ) -> Tensor:
     """The loss of log-probabilities [N, C, ...] with classes [N, ...]."""
-    flat, classes = input.flatten(2) if input.ndim > 2 else input, target.flatten(1) if input.ndim > 2 else target
-    kept = classes != ignore_index
-    index = torch.where(kept, classes, 0).long()
-    weights = (torch.ones_like(flat[0, :1].reshape(-1)[:1]).expand(flat.shape[1]) if weight is None else weight)[index]
-    weights = weights * kept
-    losses = -flat.gather(1, index.unsqueeze(1)).squeeze(1) * weights
-    if reduction == "none":
-        return losses.reshape(target.shape)
-    return losses.sum() if reduction == "sum" else losses.sum() / weights.sum()
+    return functional.nll_loss(input, target.long(), weight, ignore_index=ignore_index, reduction=reduction)
 
 
 @operator("SoftmaxCrossEntropyLoss", 12)
