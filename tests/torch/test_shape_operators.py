@@ -251,6 +251,15 @@ def test_scatter_reduces_every_type(kind, reduction, wanted):
     assert actual.tolist() == wanted
 
 
+def test_scatter_ranks_numbers_beyond_63_bits():
+    text = (
+        "(uint64[1] x, uint64[1] u) => (uint64[1] y) <int64[1] i = {0}> "
+        '{ y = ScatterElements<reduction = "max">(x, i, u) }'
+    )
+    actual = run(model_of(18, text), {"x": np.array([2**63], np.uint64), "u": np.array([1], np.uint64)})
+    assert actual["y"].tolist() == [2**63]
+
+
 def test_scatter_reduces_bools():
     text = (
         '(bool[2] x, bool[2] u) => (bool[2] y) <int64[2] i = {0, 1}> { y = ScatterElements<reduction = "%s">(x, i, u) }'

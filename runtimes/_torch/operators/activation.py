@@ -99,7 +99,7 @@ def softsign(x: Tensor) -> Tensor:
 @operator("ThresholdedRelu", 10)
 def thresholded_relu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
     """X where it is above alpha, else 0."""
-    return x.masked_fill(x <= alpha, 0)
+    return torch.where(x > alpha, x, 0)
 
 
 @operator("Shrink", 9)

@@ -107,7 +107,7 @@ def div(a: Tensor, b: Tensor) -> Tensor:
 def power(x: Tensor, y: Tensor) -> Tensor:
     """X to the power of Y, of the type of X."""
     if x.dtype.is_floating_point:
-        return torch.pow(x, _number(y) if y.ndim <= x.ndim else signed(y)).to(x.dtype)
+        return torch.pow(x, _number(y) if y.ndim <= x.ndim else y.to(x.dtype))
     if y.dtype.is_floating_point:
         return torch.pow(x.to(torch.float64), y.to(torch.float64)).to(x.dtype)
     return torch.pow(x, signed(y)).to(x.dtype)
@@ -214,7 +214,7 @@ def string_concat(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 @operator("Erf", 9)
 def erf(x: Tensor) -> Tensor:
     """The error function; of whole numbers cut off."""
-    return torch.erf(x).to(x.dtype)
+    return torch.erf(x) if x.dtype.is_floating_point else torch.erf(x).to(x.dtype)
 
 
 def _enter(name: str, function: Callable[[Tensor], Tensor]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from graphopt.runtimes._torch.operators._moving import moving
 from graphopt.runtimes._torch.operators.casting import to_float
-from graphopt.runtimes._torch.operators.elementwise import widened
+from graphopt.runtimes._torch.operators.elementwise import ranked, widened
 from graphopt.runtimes._torch.table import Host, operator
 from graphopt.runtimes._torch.values import plain, to_numpy
 
@@ -97,7 +97,8 @@ def _scattered(data: Any, updates: Any, axis: int, places: Tensor, reduction: st
         return _replaced(data, updates, axis, places)
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction '{reduction}' is not one of none, {', '.join(_REDUCTIONS)}")
-    return _reduced(data, updates, axis, places, _REDUCTIONS[reduction])
+    combine = _ranked if reduction in ("max", "min") else _summed
+    return combine(data, updates, axis, places, _REDUCTIONS[reduction])
 
 
 @moving
@@ -105,11 +106,13 @@ def _replaced(data: Tensor, updates: Tensor, axis: int, places: Tensor) -> Tenso
     return data.scatter(axis, places, updates.to(data.dtype))  # autocast lets their types differ
 
 
-@widened
 def _reduced(data: Tensor, updates: Tensor, axis: int, places: Tensor, reduction: str) -> Tensor:
     if data.dtype == torch.bool:
         return data.to(torch.uint8).scatter_reduce(axis, places, updates.to(torch.uint8), _OF_BOOLS[reduction]) != 0
     return data.scatter_reduce(axis, places, updates.to(data.dtype), reduction)
+
+
+_summed, _ranked = widened(_reduced), ranked(_reduced)
 
 
 @operator("TensorScatter", 24)

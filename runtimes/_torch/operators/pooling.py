@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,9 +50,26 @@ class _Window:
         return not any(self.rest) and all(a == b and 2 * a <= k for (a, b), k in halves)
 
     @property
+    def dense(self) -> bool:
+        """Tell whether a window has no gaps."""
+        return all(d == 1 for d in self.dilations)
+
+    @property
     def padding(self) -> list[tuple[int, int]]:
         """Both ends, with what the last window needs."""
         return [(before, after + rest) for (before, after), rest in zip(self.ends, self.rest, strict=True)]
+
+    def views(self, x: Tensor) -> Tensor:
+        """Return the windows of a padded input, with axes of their own at the end."""
+        for axis, (size, stride, gap) in enumerate(zip(self.kernel, self.strides, self.dilations, strict=True), 2):
+            x = x.unfold(axis, (size - 1) * gap + 1, stride)[..., ::gap]
+        return x
+
+
+def _of_rank(functions: Mapping[int, Callable[..., Any]], kernel: Sequence[int]) -> Callable[..., Any]:
+    if len(kernel) not in functions:
+        raise ValueError(f"pooling over {len(kernel)} spatial axes is not computed; it can be over 1 to 3")
+    return functions[len(kernel)]
 
 
 @operator("MaxPool")
@@ -68,13 +87,11 @@ def max_pool(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The largest element of each window, and where in the input it is."""
     window = _Window(x.shape[2:], kernel_shape, auto_pad, pads, strides, dilations, ceil_mode)
-    pool, steps, gaps = _MAX[len(kernel_shape)], window.strides, window.dilations
-    narrow = x.dtype in (torch.int8, torch.uint8)
-    values = x.to(torch.int32) if narrow else x
-    if outputs_ == 1 and window.plain and values.dtype.is_floating_point:
-        return pool(values, kernel_shape, steps, [a for a, _ in window.ends], gaps)
-    whole = values if values.dtype.is_floating_point else values.to(torch.float64)
-    whole = added(whole, window.padding, -torch.inf)
+    pool, steps, gaps = _of_rank(_MAX, kernel_shape), window.strides, window.dilations
+    values = x if x.dtype.is_floating_point else x.to(torch.float32)  # whole numbers are of eight bits
+    if outputs_ == 1 and window.plain:
+        return pool(values, kernel_shape, steps, [a for a, _ in window.ends], gaps).to(x.dtype)
+    whole = added(values, window.padding, -torch.inf)
     if outputs_ == 1:
         return pool(whole, kernel_shape, steps, 0, gaps).to(x.dtype)
     made, where = pool(whole, kernel_shape, steps, 0, gaps, return_indices=True)
@@ -93,7 +110,7 @@ def _places(where: Tensor, x: Tensor, whole: Tensor, window: _Window, storage_or
     for axis in axes[::-1] if storage_order else axes:
         place = place * x.shape[2 + axis] + coordinates[axis]
     images = torch.arange(x.shape[0] * x.shape[1], device=x.device).reshape(*x.shape[:2], *(1,) * len(axes))
-    return place + images * x[0, 0].numel()
+    return place + images * math.prod(x.shape[2:])
 
 
 @operator("AveragePool")
@@ -110,27 +127,35 @@ def average_pool(
 ) -> Tensor:
     """The mean of each window; padding counts if it is told to."""
     window = _Window(x.shape[2:], kernel_shape, auto_pad, pads, strides, dilations, ceil_mode)
-    rank = len(kernel_shape)
-    if window.plain and all(d == 1 for d in window.dilations):
-        sides = [a for a, _ in window.ends]
-        return _MEAN[rank](x, kernel_shape, window.strides, sides, False, bool(count_include_pad) or not any(sides))
-    sums = _sums(added(x, window.padding), window)
-    counted = torch.ones_like(x[:1, :1])
+    if x.ndim == 5 and x.dtype.itemsize == 2 and x.device.type == "cpu":  # torch has no such function
+        wide = average_pool(
+            x.to(torch.float32),
+            kernel_shape=kernel_shape,
+            auto_pad=auto_pad,
+            ceil_mode=ceil_mode,
+            count_include_pad=count_include_pad,
+            dilations=dilations,
+            pads=pads,
+            strides=strides,
+        )
+        return wide.to(x.dtype)
+    if window.plain and window.dense:
+        pool, sides = _of_rank(_MEAN, kernel_shape), [a for a, _ in window.ends]
+        return pool(x, kernel_shape, window.strides, sides, False, bool(count_include_pad))
+    counted = torch.ones_like(x[:1, :1], dtype=torch.float32)
     if count_include_pad:
-        counted = added(counted, window.ends, 1.0)
-        counted = added(counted, [(0, rest) for rest in window.rest])
+        counted = added(added(counted, window.ends, 1.0), [(0, rest) for rest in window.rest])
     else:
         counted = added(counted, window.padding)
-    return sums / _sums(counted, window)
+    return _means(added(x, window.padding), window) / _means(counted, window).to(x.dtype)
 
 
-def _sums(x: Tensor, window: _Window) -> Tensor:
-    """Return the sum of each window of a padded input."""
-    for axis, (size, stride, gap) in enumerate(zip(window.kernel, window.strides, window.dilations, strict=True), 2):
-        count = (x.shape[axis] - (size - 1) * gap - 1) // stride + 1
-        parts = [x.narrow(axis, i * gap, (count - 1) * stride + 1) for i in range(size)]
-        x = torch.stack([p[(slice(None),) * axis + (slice(None, None, stride),)] for p in parts]).sum(0)
-    return x
+def _means(x: Tensor, window: _Window) -> Tensor:
+    """Return the mean of each window of a padded input."""
+    if window.dense:
+        made: Tensor = _of_rank(_MEAN, window.kernel)(x, window.kernel, window.strides)
+        return made
+    return window.views(x).mean([-1 - i for i in range(len(window.kernel))])
 
 
 @operator("LpPool")
@@ -147,7 +172,8 @@ def lp_pool(
 ) -> Tensor:
     """The norm of each window."""
     window = _Window(x.shape[2:], kernel_shape, auto_pad, pads, strides, dilations, ceil_mode)
-    return _sums(added(x.abs().pow(p), window.padding), window).pow(1 / p)
+    views = window.views(added(x, window.padding))
+    return torch.linalg.vector_norm(views, p, [-1 - i for i in range(len(kernel_shape))])
 
 
 @operator("GlobalAveragePool")
@@ -184,11 +210,10 @@ def max_unpool(
     sizes = [(x.shape[2 + i] - 1) * steps[i] + kernel_shape[i] - whole[i] - whole[i + rank] for i in range(rank)]
     inner = [*x.shape[:2], *sizes]
     shape = inner if output_shape is None else output_shape.tolist()
-    flat = x.new_zeros(int(torch.tensor(shape).prod()))
     place = indices.reshape(-1)
     if shape != inner:  # indices count in the smaller tensor
         parts = torch.unravel_index(place, tuple(inner))
         place = torch.zeros_like(place)
         for part, size in zip(parts, shape, strict=True):
             place = place * size + part
-    return flat.scatter(0, place, x.reshape(-1)).reshape(shape)
+    return x.new_zeros(math.prod(shape)).scatter(0, place, x.reshape(-1)).reshape(shape)

@@ -16,13 +16,18 @@ _Reduction = Callable[[Tensor, list[int], bool], Tensor]
 """(data, axes that are never empty, whether they stay as ones) -> reduced data."""
 
 
+def _like(made: Tensor, x: Tensor) -> Tensor:
+    """Return whole numbers in the type of what they are made of; floats may have become wider, by autocast."""
+    return made if x.dtype.is_floating_point else made.to(x.dtype)
+
+
 def _sum(x: Tensor, axes: list[int], keep: bool) -> Tensor:
-    return x.sum(axes, keepdim=keep).to(x.dtype)
+    return _like(x.sum(axes, keepdim=keep), x)
 
 
 def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
     for axis in sorted(axes, reverse=True):
-        x = x.prod(axis, keepdim=keep).to(x.dtype)
+        x = _like(x.prod(axis, keepdim=keep), x)
     return x
 
 
@@ -145,7 +150,7 @@ def _running(
     x: Tensor, function: Callable[..., Tensor], start: float, axis: int, exclusive: int, reverse: int
 ) -> Tensor:
     x = x.flip(axis) if reverse else x
-    made = function(x, axis).to(x.dtype)
+    made = _like(function(x, axis), x)
     if exclusive and made.numel():
         first = torch.full_like(made.narrow(axis, 0, 1), start)
         made = torch.cat([first, made.narrow(axis, 0, x.shape[axis] - 1)], axis)
