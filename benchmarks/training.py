@@ -128,7 +128,8 @@ def student(args: argparse.Namespace) -> None:
     for seed in range(args.seeds):
         torch.manual_seed(seed)
         path = args.work / f"student{seed}.onnx"
-        graphopt.export(resnet.resnet20(width=8), path, inputs=resnet.example_inputs(), dynamic=resnet.DYNAMIC)
+        network = resnet.resnet20(width=8)
+        graphopt.export(network, path, inputs=resnet.example_inputs(), dynamic=resnet.DYNAMIC, keep_batchnorm=True)
         scores = {}
         for name, teacher in (("taught", str(args.work / "resnet20.tuned.onnx")), ("alone", "")):
             out = args.work / f"student{seed}.{name}.onnx"
@@ -195,7 +196,7 @@ def speed(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     module = resnet.resnet20()
     path = args.work / "resnet20.fresh.onnx"
-    graphopt.export(module, path, inputs=resnet.example_inputs(), dynamic=resnet.DYNAMIC)
+    graphopt.export(module, path, inputs=resnet.example_inputs(), dynamic=resnet.DYNAMIC, keep_batchnorm=True)
     model = io.load(path)
     graph = registry.find("runtime", "torch")().module(model, roles.trainable(model))
     graph.mode.batchnorm = "batch"

@@ -39,13 +39,16 @@ _ADVICE = (
 """What a message is about, and what usually fixes it."""
 
 
-def capture(source: Source, dynamic: Dynamic, opset: int | None) -> tuple[ir.Model, list[str]]:
+def capture(
+    source: Source, dynamic: Dynamic, opset: int | None, *, optimize: bool = True
+) -> tuple[ir.Model, list[str]]:
     """Return the ONNX model of a network, and in words what had to be given up.
 
     Args:
         source: the network with its example inputs.
         dynamic: axes to leave open.
         opset: version to write, or None for the exporter's own.
+        optimize: whether the exporter simplifies the graph, which also folds batch normalization away.
 
     Raises:
         UserError: no way of capturing it works; the message names the module, the line and what usually helps.
@@ -58,7 +61,7 @@ def capture(source: Source, dynamic: Dynamic, opset: int | None) -> tuple[ir.Mod
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 made = torch.onnx.export(
-                    program, opset_version=opset, verbose=False, dynamo=True, external_data=True, optimize=True
+                    program, opset_version=opset, verbose=False, dynamo=True, external_data=True, optimize=optimize
                 )
         except Exception as error:  # the exporter wraps whatever goes wrong
             failures.append(error)

@@ -104,6 +104,7 @@ def export(
     dtype: str = "float32",
     target: str | Target = "cpu",
     keep_metadata: bool = False,
+    keep_batchnorm: bool = False,
     seed: int = 0,
 ) -> Exported:
     """Export a PyTorch network to ONNX, check the file against the network, and write it.
@@ -123,6 +124,8 @@ def export(
         dtype: element type of weights and floating-point inputs: float32, float16 or bfloat16.
         target: where the file is checked.
         keep_metadata: keep what the exporter notes in nodes, such as lines of source code.
+        keep_batchnorm: keep batch normalization as operators of its own, which training the file wants; `simplify`
+            folds it into convolutions afterwards.
         seed: of initial weights and generated inputs.
 
     Returns:
@@ -140,7 +143,7 @@ def export(
     network = open_source(source, weights=weights, inputs=inputs, data=data, seed=seed)
     _cast(network, dtype)
     axes = _axes(network, dynamic)
-    model, notes = capturing.capture(network, axes, opset)
+    model, notes = capturing.capture(network, axes, opset, optimize=not keep_batchnorm)
     nodes = sum(1 for _ in io.nodes(model))
     _name(model, network, axes, output_names or network.outputs)
     axes, lost = _open(model, axes)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Element type of weights and floating-point inputs.",
 )
+@click.option("--keep-batchnorm", is_flag=True, help="Keep batch normalization apart, to train the file.")
 @click.option("--keep-metadata", is_flag=True, help="Keep what the exporter notes in nodes, source paths included.")
 @_options.target
 @_options.seed

@@ -48,6 +48,7 @@ SAME = {
     "LpNormalization by absolute values": (7, "{ y = LpNormalization<p = 1, axis = 1>(x) }"),
     "PRelu of opset 7": (7, "<float[4] s = {0.1, 0.2, 0.3, 0.4}> { y = PRelu(x, s) }"),
     "Pow by another type": (12, "<int64[4] p = {0, 1, 2, 3}> { y = Pow(x, p) }"),
+    "Pow by a wider type": (12, "<double[4] p = {0.0, 1.0, 2.0, 3.0}> { y = Pow(x, p) }"),
     "Pow by a vector of one": (13, "<float[1,1,1,1] p = {2.0}> { y = Pow(x, p) }"),
     "Equal of opset 7": (7, "{ a = Cast<to = 6>(x)  y = Equal(a, a) }"),
     "Dropout of opset 7": (7, "{ y = Dropout<ratio = 0.3>(x) }"),

@@ -107,7 +107,8 @@ def div(a: Tensor, b: Tensor) -> Tensor:
 def power(x: Tensor, y: Tensor) -> Tensor:
     """X to the power of Y, of the type of X."""
     if x.dtype.is_floating_point:
-        return torch.pow(x, _number(y) if y.ndim <= x.ndim else y.to(x.dtype))
+        exponent = _number(y) if y.ndim <= x.ndim else y
+        return torch.pow(x, exponent.to(x.dtype) if isinstance(exponent, Tensor) else exponent)
     if y.dtype.is_floating_point:
         return torch.pow(x.to(torch.float64), y.to(torch.float64)).to(x.dtype)
     return torch.pow(x, signed(y)).to(x.dtype)

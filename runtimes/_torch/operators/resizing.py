@@ -1,4 +1,4 @@
-"""Resize and Upsample: each axis is interpolated by a matrix of its own, or by torch where it computes the same."""
+"""Resize and Upsample: torch where it computes the same, else each axis by indices or a matrix of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from graphopt.runtimes._torch.operators._moving import moving
 from graphopt.runtimes._torch.table import Host, operator
+
+_LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}
+"""torch's names of linear interpolation, by the rank of the tensor."""
 
 
 @operator("Resize", 11)
@@ -32,44 +36,44 @@ def resize(
     nearest_mode: str = "round_prefer_floor",
 ) -> Tensor:
     """Interpolate to other sizes of some axes."""
-    chosen = list(range(x.ndim)) if axes is None else [a % x.ndim for a in axes]
-    factors, wanted = _targets(x, chosen, scales, sizes, keep_aspect_ratio_policy)
-    regions = None if roi is None or not len(roi) else roi.reshape(2, -1).T.tolist()
     kind = coordinate_transformation_mode
-    if _is_plain(x, chosen, factors, wanted, mode, kind, nearest_mode, antialias):
-        return _by_torch(x, [wanted[chosen.index(axis)] for axis in (2, 3)], mode, kind)
+    chosen = list(range(x.ndim)) if axes is None else [axis % x.ndim for axis in axes]
+    factors, wanted = _targets(x, chosen, scales, sizes, keep_aspect_ratio_policy)
+    crop = kind == "tf_crop_and_resize"
+    changed = {
+        axis: (wanted[i], factors[i])
+        for i, axis in enumerate(chosen)
+        if crop or wanted[i] != x.shape[axis] or factors[i] != 1
+    }
+    plain = not antialias and not exclude_outside and x.dtype.is_floating_point
+    if plain and _is_torchs(x.shape, changed, mode, kind, nearest_mode, cubic_coeff_a):
+        return _by_torch(x, changed, mode, kind == "align_corners")
     outside = np.zeros(())
-    for place, axis in enumerate(chosen):
-        crop = kind == "tf_crop_and_resize"
-        if wanted[place] == x.shape[axis] and factors[place] == 1 and not crop:
-            continue
-        region = regions[place] if crop and regions else None
-        matrix, out = _matrix(
-            x.shape[axis],
-            wanted[place],
-            factors[place],
-            (mode, kind, nearest_mode),
-            region and (region[0], region[1]),
-            cubic_coeff_a,
-            bool(exclude_outside),
-            bool(antialias),
-        )
-        x = _applied(x, axis, matrix)
+    for axis, (size, factor) in changed.items():
+        ends = (0.0, 1.0)
+        if crop and roi is not None and len(roi):
+            place = chosen.index(axis)
+            ends = float(roi[place]), float(roi[place + len(chosen)])
+        places = _places(x.shape[axis], size, factor, kind, *ends)
         if crop:
             shape = [1] * x.ndim
             shape[axis] = -1
-            outside = np.logical_or(outside, out.reshape(shape))
-    if outside.ndim and outside.any():
-        return torch.where(
-            torch.from_numpy(outside).to(x.device), torch.as_tensor(extrapolation_value, dtype=x.dtype), x
-        )
+            outside = np.logical_or(outside, ((places < 0) | (places > x.shape[axis] - 1)).reshape(shape))
+        if mode == "nearest":
+            x = _taken(x, axis, _nearest(places, nearest_mode, factor).clip(0, x.shape[axis] - 1))
+        else:
+            shrink = min(factor, 1.0) if antialias else 1.0
+            cubic = cubic_coeff_a if mode == "cubic" else None
+            x = _applied(x, axis, _matrix(x.shape[axis], places.tobytes(), shrink, cubic, bool(exclude_outside)))
+    if outside.any():
+        return torch.where(torch.from_numpy(outside).to(x.device), extrapolation_value, x).to(x.dtype)
     return x
 
 
 @operator("Resize", 10)
 def resize_10(x: Tensor, scales: Host, *, mode: str = "nearest") -> Tensor:
     """Interpolate by factors, from the first pixel on."""
-    return resize(x, None, scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    return resize(x, None, scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="simple")
 
 
 @operator("Upsample", 9)
@@ -89,7 +93,8 @@ def _targets(
 ) -> tuple[list[float], list[int]]:
     """Return the factor and the new size of each axis."""
     if sizes is None or not len(sizes):
-        assert scales is not None
+        if scales is None:
+            raise ValueError("Resize needs scales or sizes")
         factors = scales.tolist()
         return factors, [math.floor(x.shape[a] * f) for a, f in zip(axes, factors, strict=True)]
     wanted = sizes.tolist()
@@ -101,69 +106,55 @@ def _targets(
     return factors, wanted
 
 
-def _is_plain(
-    x: Tensor,
-    axes: Sequence[int],
-    factors: Sequence[float],
-    wanted: Sequence[int],
-    mode: str,
-    kind: str,
-    nearest_mode: str,
-    antialias: int,
+def _is_torchs(
+    shape: Sequence[int], changed: dict[int, tuple[int, float]], mode: str, kind: str, nearest: str, cubic: float
 ) -> bool:
-    """Tell whether torch's own interpolation is the same: images, by whole factors where sizes are rounded."""
-    changed = [i for i, axis in enumerate(axes) if wanted[i] != x.shape[axis] or factors[i] != 1]
-    if antialias or x.ndim != 4 or not x.dtype.is_floating_point or {axes[i] for i in changed} != {2, 3}:
+    """Tell whether torch's own interpolation computes the same."""
+    if not changed or not 3 <= len(shape) <= 5 or min(changed) < 2:
         return False
-    whole = all(factors[i] == int(factors[i]) >= 1 for i in changed)
+    if any(abs(factor * shape[axis] - size) > 1e-6 * size for axis, (size, factor) in changed.items()):
+        return False  # the size is rounded, and torch would compute with its own factor
     if mode == "nearest":
-        return whole and (kind, nearest_mode) in (
-            ("asymmetric", "floor"),
-            ("half_pixel", "round_prefer_floor"),
-            ("half_pixel", "round_prefer_ceil"),
-        )
-    same = all(abs(factors[i] * x.shape[axes[i]] - wanted[i]) < 1e-6 for i in changed)
-    if mode == "linear":
-        return same and kind in ("half_pixel", "pytorch_half_pixel", "align_corners") and min(wanted) > 1
-    return False
+        known = kind == "asymmetric" and nearest in ("floor", "simple")
+        known = known or (kind == "half_pixel" and nearest.startswith("round"))
+        return known and all(_is_exact(shape[axis], size) for axis, (size, _) in changed.items())
+    if kind not in ("half_pixel", "align_corners") and not (
+        kind == "pytorch_half_pixel" and min(size for size, _ in changed.values()) > 1
+    ):
+        return False
+    return mode == "linear" or (len(shape) == 4 and abs(cubic + 0.75) < 1e-6)
 
 
-def _by_torch(x: Tensor, wanted: Sequence[int], mode: str, kind: str) -> Tensor:
-    size = list(wanted)
+@functools.lru_cache(256)
+def _is_exact(length: int, size: int) -> bool:
+    """Tell whether torch, which computes indices in float32, repeats each element equally often."""
+    places = np.arange(size, dtype=np.float32) * np.float32(length / size)
+    return size % length == 0 and bool((places.astype(np.int64) == np.arange(size) // (size // length)).all())
+
+
+def _by_torch(x: Tensor, changed: dict[int, tuple[int, float]], mode: str, corners: bool) -> Tensor:
+    size = [changed[axis][0] if axis in changed else x.shape[axis] for axis in range(2, x.ndim)]
     if mode == "nearest":
-        return functional.interpolate(x, size=size, mode="nearest")
-    return functional.interpolate(x, size=size, mode="bilinear", align_corners=kind == "align_corners")
+        return functional.interpolate(x, size, mode="nearest")
+    return functional.interpolate(
+        x, size, mode=_LINEAR[x.ndim] if mode == "linear" else "bicubic", align_corners=corners
+    )
+
+
+@moving
+def _taken(x: Tensor, axis: int, indices: np.ndarray) -> Tensor:
+    return x.index_select(axis, torch.from_numpy(indices).to(x.device))
 
 
 def _applied(x: Tensor, axis: int, matrix: np.ndarray) -> Tensor:
+    """Multiply an axis by a matrix; whole numbers are cut off."""
     kind = x.dtype if x.dtype.is_floating_point else torch.float64
     weights = torch.from_numpy(matrix).to(x.device, kind)
-    made = torch.matmul(x.movedim(axis, -1).to(kind), weights.T).movedim(-1, axis)
-    return made if x.dtype.is_floating_point else made.round().to(x.dtype)
+    return torch.matmul(x.movedim(axis, -1).to(kind), weights.T).movedim(-1, axis).to(x.dtype)
 
 
-@functools.lru_cache(64)
-def _matrix(
-    length: int,
-    size: int,
-    factor: float,
-    modes: tuple[str, str, str],
-    region: tuple[float, float] | None,
-    cubic: float,
-    exclude: bool,
-    antialias: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weights of input places for every output place, [size, length], and which of those lie outside."""
-    mode, kind, nearest = modes
-    places = _coordinates(length, size, factor, kind, region)
-    rows = np.zeros((size, length))
-    for row, place in enumerate(places):
-        for index, weight in _weights(place, mode, nearest, factor, length, cubic, exclude, antialias):
-            rows[row, min(max(index, 0), length - 1)] += weight
-    return rows, (places < 0) | (places > length - 1)
-
-
-def _coordinates(length: int, size: int, factor: float, kind: str, region: tuple[float, float] | None) -> np.ndarray:
+@functools.lru_cache(256)
+def _places(length: int, size: int, factor: float, kind: str, first: float, last: float) -> np.ndarray:
     """Return where in the input each output place lies."""
     out = np.arange(size, dtype=np.float64)
     whole = factor * length
@@ -171,57 +162,59 @@ def _coordinates(length: int, size: int, factor: float, kind: str, region: tuple
         return out / factor
     if kind == "align_corners":
         return out * (length - 1) / (whole - 1) if whole != 1 else out * 0
-    if kind == "pytorch_half_pixel":
-        return (out + 0.5) / factor - 0.5 if whole > 1 else out * 0
+    if kind == "pytorch_half_pixel" and size == 1:
+        return out
     if kind == "half_pixel_symmetric":
-        adjusted = size / whole
-        centre = length / 2
-        return centre * (1 - adjusted) + (out + 0.5) / factor - 0.5
+        return length / 2 * (1 - size / whole) + (out + 0.5) / factor - 0.5
     if kind == "tf_crop_and_resize":
-        first, last = region or (0.0, 1.0)
         if size == 1:
-            return out * 0 + 0.5 * (first + last) * (length - 1)
+            return out + 0.5 * (first + last) * (length - 1)
         return first * (length - 1) + out * (last - first) * (length - 1) / (size - 1)
     if kind == "tf_half_pixel_for_nn":
         return (out + 0.5) / factor
     return (out + 0.5) / factor - 0.5
 
 
-def _weights(
-    place: float, mode: str, nearest: str, factor: float, length: int, cubic: float, exclude: bool, antialias: bool
-) -> list[tuple[int, float]]:
-    """Return the input places that a place in between is made of, with their weights."""
-    if mode == "nearest":
-        return [(_nearest(place, nearest), 1.0)]
-    shrink = min(factor, 1.0) if antialias else 1.0
-    reach = (1 if mode == "linear" else 2) / shrink
-    first = math.floor(place - reach) + 1
-    found = []
-    for index in range(first, math.ceil(place + reach)):
-        distance = abs(place - index) * shrink
-        found.append((index, _tent(distance) if mode == "linear" else _cubic(distance, cubic)))
-    if exclude or antialias:
-        found = [(i, w) for i, w in found if (not exclude and mode == "linear") or 0 <= i < length or not exclude]
-        found = [(i, w if 0 <= i < length or not exclude else 0.0) for i, w in found]
-        total = sum(w for _, w in found)
-        found = [(i, w / total) for i, w in found]
-    return found
+def _nearest(places: np.ndarray, mode: str, factor: float) -> np.ndarray:
+    """Return the nearest input place; before opset 11 ("simple"), the next one where there are fewer places."""
+    if mode == "floor" or (mode == "simple" and factor >= 1):
+        return np.floor(places).astype(np.int64)
+    if mode in ("ceil", "simple"):
+        return np.ceil(places).astype(np.int64)
+    return (
+        np.ceil(places - 0.5).astype(np.int64)
+        if mode == "round_prefer_floor"
+        else np.floor(places + 0.5).astype(np.int64)
+    )
 
 
-def _tent(distance: float) -> float:
-    return max(1 - distance, 0.0)
+@functools.lru_cache(64)
+def _matrix(length: int, places: bytes, shrink: float, cubic: float | None, exclude: bool) -> np.ndarray:
+    """Return the weights of input places for every output place, [size, length].
+
+    Args:
+        length: number of input places.
+        places: where in the input each output place lies, float64.
+        shrink: below 1, windows are so much wider.
+        cubic: the kernel's parameter; None for linear interpolation.
+        exclude: whether places outside of the input do not count, instead of the nearest inside.
+    """
+    where = np.frombuffer(places)[:, None]
+    reach = (1 if cubic is None else 2) / shrink
+    taps = np.floor(where - reach) + 1 + np.arange(math.ceil(2 * reach) + 1)
+    distances = np.abs(where - taps) * shrink
+    weights = np.maximum(1 - distances, 0) if cubic is None else _cubic(distances, cubic)
+    if exclude:
+        weights = np.where((taps >= 0) & (taps < length), weights, 0)
+    if exclude or shrink < 1:
+        weights = weights / weights.sum(1, keepdims=True)
+    matrix = np.zeros((len(where), length))
+    np.add.at(matrix, (np.arange(len(where))[:, None], taps.clip(0, length - 1).astype(np.int64)), weights)
+    return matrix
 
 
-def _cubic(distance: float, a: float) -> float:
+def _cubic(distances: np.ndarray, a: float) -> np.ndarray:
     """The kernel of Keys, "Cubic Convolution Interpolation for Digital Image Processing" (1981)."""
-    if distance <= 1:
-        return (a + 2) * distance**3 - (a + 3) * distance**2 + 1
-    return a * distance**3 - 5 * a * distance**2 + 8 * a * distance - 4 * a if distance < 2 else 0.0
-
-
-def _nearest(place: float, mode: str) -> int:
-    if mode == "floor":
-        return math.floor(place)
-    if mode == "ceil":
-        return math.ceil(place)
-    return math.ceil(place - 0.5) if mode == "round_prefer_floor" else math.floor(place + 0.5)
+    near = (a + 2) * distances**3 - (a + 3) * distances**2 + 1
+    far = a * distances**3 - 5 * a * distances**2 + 8 * a * distances - 4 * a
+    return np.where(distances <= 1, near, np.where(distances < 2, far, 0))
