@@ -80,7 +80,8 @@ def examine(path: Path, train: bool) -> dict[str, object]:
     mine = {name: x.numpy() for name, x in trained.items() if isinstance(x, torch.Tensor)}
     moved = sum(p.grad is not None for p in module.parameters())
     ok = before == after and changed <= set(module.weights())
-    return {**row, "step": "right" if ok and changed else "wrong", "weights": moved, "after": sqnr(new, mine)}
+    step = "right" if ok and changed else "every gradient is zero" if ok and not norm else "wrong"
+    return {**row, "step": step, "weights": moved, "after": sqnr(new, mine)}
 
 
 def sqnr(expected: dict[str, np.ndarray], actual: dict[str, np.ndarray]) -> float:

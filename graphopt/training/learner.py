@@ -118,12 +118,12 @@ class Learner(nn.Module):  # type: ignore[misc]  # torch is optional, so mypy sk
 class Objective:
     """The loss of a batch."""
 
-    def __init__(self, settings: Settings, weights: Sequence[Tensor]) -> None:
+    def __init__(self, settings: Settings, weights: Sequence[tuple[Tensor, int]]) -> None:
         """Prepare.
 
         Args:
             settings: how to train.
-            weights: those that are penalized.
+            weights: those that are penalized, each with its axis of output channels.
         """
         self._settings, self._weights = settings, weights
         self._features = [pair.split("=") for pair in settings.features]

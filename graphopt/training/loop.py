@@ -150,7 +150,8 @@ class Training:
         shared = nn.parallel.DistributedDataParallel(learner) if self._world > 1 else learner
         self._run = torch.compile(shared) if settings.compile else shared
         self._weights: dict[str, nn.Parameter] = network.weights()
-        penalized = [w for w in self._weights.values() if w.ndim > 1]
+        outputs = {name: roles.output_axis(model.graph.initializers[name]) for name in self._weights}
+        penalized = [(w, outputs[name]) for name, w in self._weights.items() if w.ndim > 1]
         self._objective = Objective(settings, penalized)
         self._optimizer = _optimizer(settings, network, learner)
         self._rates = [group["lr"] for group in self._optimizer.param_groups]

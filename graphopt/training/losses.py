@@ -98,17 +98,17 @@ def attention_difference(mine: Tensor, others: Tensor) -> Tensor:
     return (one - other).square().sum(1).mean()
 
 
-def penalty(weights: Iterable[Tensor], l1: float, group_sparsity: float) -> Tensor | float:
-    """Sum of the penalties on weights [outputs, ...]: of single numbers, and of whole output channels.
+def penalty(weights: Iterable[tuple[Tensor, int]], l1: float, group_sparsity: float) -> Tensor | float:
+    """Sum of the penalties on weights, each with its axis of output channels: of single numbers, and of channels.
 
     Group sparsity: Wen et al., "Learning Structured Sparsity in Deep Neural Networks", arXiv:1608.03665.
     """
     total: Any = 0.0
-    for weight in weights:
+    for weight, axis in weights:
         if l1:
             total = total + l1 * weight.abs().sum()
         if group_sparsity:
-            channels = weight.flatten(1)
+            channels = weight.movedim(axis, 0).flatten(1)
             total = total + group_sparsity * channels.shape[1] ** 0.5 * channels.norm(dim=1).sum()
     return total
 

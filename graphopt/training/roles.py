@@ -123,6 +123,29 @@ def trainable(model: ir.Model, train: Sequence[str] = (), freeze: Sequence[str] 
     return [name for name in candidates if name in chosen - frozen]
 
 
+def output_axis(value: ir.Value) -> int:
+    """Return the axis of a weight that counts the channels of what it makes; 0 where the graph does not tell."""
+    for node, index, operand in _places(value):
+        producer = operand.producer()
+        if producer is not None and producer.op_type == "Transpose":
+            continue
+        if node.op_type == "ConvTranspose" and index == 1:
+            return 1
+        if node.op_type in ("MatMul", "FusedMatMul") and index == 1:
+            return _rank(value) - 1
+        if node.op_type in ("Gemm", "FusedGemm") and index == 1:
+            transposed = node.attributes.get("transB")
+            return 0 if transposed is not None and transposed.as_int() else 1
+        if node.op_type == "Attention" and index == 1:
+            return 1
+        return 0
+    return 0
+
+
+def _rank(value: ir.Value) -> int:
+    return len(value.shape) if value.shape is not None else 2
+
+
 def _numeric(value: ir.Value) -> bool:
     """Tell whether an initializer could be trained: floats, or what DequantizeLinear turns into floats."""
     if value.dtype is None or value.const_value is None:

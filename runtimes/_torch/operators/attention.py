@@ -30,6 +30,28 @@ def shared(x: Tensor, count: int) -> Tensor:
     return x if x.shape[1] == count else x.repeat_interleave(count // x.shape[1], 1)
 
 
+def attended(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, factor: float, *, causal: bool = False
+) -> Tensor:
+    """Return attention over [batch, heads, sequence, size], where several query heads may share a key.
+
+    Args:
+        query: of any number of heads that is a multiple of that of the keys.
+        key: what queries are multiplied with.
+        value: what the result is a mean of; zeros where a query sees no key.
+        mask: truths, where a query sees a key, or what is added to the products; it broadcasts against them.
+        factor: of the products.
+        causal: whether the i-th query sees the first i keys only; without a mask.
+    """
+    if mask is not None:
+        mask = mask.expand(*(1,) * (4 - mask.ndim), *mask.shape[:-2], query.shape[2], key.shape[2])
+        mask = mask if mask.dtype in (torch.bool, query.dtype) else mask.to(query.dtype)
+    grouped = query.shape[1] != key.shape[1]
+    return functional.scaled_dot_product_attention(
+        query, key, value, mask, is_causal=causal, scale=factor, enable_gqa=grouped
+    )
+
+
 @operator("Attention", 23)
 def attention(
     q: Tensor,
@@ -60,21 +82,28 @@ def attention(
         key, value = torch.cat([past_key, key], 2), torch.cat([past_value, value], 2)
     elif nonpad_kv_seqlen is not None:
         offset = (nonpad_kv_seqlen - query.shape[2]).reshape(-1, 1, 1, 1)
-    present = key, value
-    key, value = shared(key, query.shape[1]), shared(value, query.shape[1])
-    bias = _bias(query, key, attn_mask, offset, nonpad_kv_seqlen, is_causal, left_window_size, right_window_size)
     factor = scale or 1 / math.sqrt(query.shape[-1])
-    if outputs_ < 4 and not softcap and not softmax_precision and bias is None:
-        made = functional.scaled_dot_product_attention(query, key, value, scale=factor)
-        return (joined(made) if packed else made, *present)
-    raw = (query * math.sqrt(factor)) @ (key * math.sqrt(factor)).transpose(-1, -2)
+    plain = outputs_ < 4 and not softcap and not softmax_precision
+    bounded = left_window_size >= 0 or right_window_size >= 0 or attn_mask is not None or nonpad_kv_seqlen is not None
+    if plain and not bounded and past_key is None:
+        made = attended(query, key, value, None, factor, causal=bool(is_causal))
+        return (joined(made) if packed else made, key, value)
+    seen = visible(query, key, offset, is_causal, left_window_size, right_window_size)
+    if nonpad_kv_seqlen is not None:
+        seen = both(seen, torch.arange(key.shape[2], device=q.device) < nonpad_kv_seqlen.reshape(-1, 1, 1, 1))
+    mask = _masked(seen, attn_mask, key.shape[2])
+    if plain:
+        made = attended(query, key, value, mask, factor)
+        return (joined(made) if packed else made, key, value)
+    root = math.sqrt(factor)
+    raw = (query * root) @ (shared(key, query.shape[1]) * root).transpose(-1, -2)
     capped = softcap * torch.tanh(raw / softcap) if softcap else raw
-    biased = capped if bias is None else capped + bias.to(capped.dtype)
+    biased = capped if mask is None else capped + added(mask, capped.dtype)
     kind = TYPES[ir.DataType(softmax_precision)] if softmax_precision else biased.dtype
     shares = weights(biased.to(kind)).to(query.dtype)
-    made = shares @ value
+    made = shares @ shared(value, query.shape[1])
     steps = (raw, capped, biased, shares)
-    return (joined(made) if packed else made, *present, steps[qk_matmul_output_mode])
+    return (joined(made) if packed else made, key, value, steps[qk_matmul_output_mode])
 
 
 def weights(scores: Tensor) -> Tensor:
@@ -83,37 +112,51 @@ def weights(scores: Tensor) -> Tensor:
     return functional.softmax(scores.masked_fill(blind, 0.0), -1).masked_fill(blind, 0.0)
 
 
-def _bias(
-    query: Tensor,
-    key: Tensor,
-    mask: Tensor | None,
-    offset: Tensor | int,
-    lengths: Tensor | None,
-    causal: int,
-    left: int,
-    right: int,
+def visible(
+    query: Tensor, key: Tensor, offset: Tensor | int, causal: int, left: int = -1, right: int = -1
 ) -> Tensor | None:
-    """Return what is added to scores [batch, heads, queries, keys], or None."""
-    allowed = None
+    """Return which keys the place of a query lets it see, or None for all.
+
+    Args:
+        query: [batch, heads, queries, size].
+        key: [batch, heads, keys, size].
+        offset: place of the first query among the keys; one number, or [batch, 1, 1, 1].
+        causal: whether a query sees no key after its place.
+        left: how many keys before its place it sees; -1 for all.
+        right: how many keys after its place it sees; -1 for all.
+    """
+    if not causal and left < 0 and right < 0:
+        return None
     rows = torch.arange(query.shape[2], device=query.device)[:, None] + offset
-    columns = torch.arange(key.shape[2], device=query.device)[None, :]
-    conditions = [columns <= rows] if causal else []
-    conditions += [columns >= rows - left] if left >= 0 else []
-    conditions += [columns <= rows + right] if right >= 0 else []
-    conditions += [columns < lengths.reshape(-1, 1, 1, 1)] if lengths is not None else []
-    bias = None
-    if mask is not None:
-        missing = key.shape[2] - mask.shape[-1]
-        if mask.dtype == torch.bool:
-            conditions.append(functional.pad(mask, (0, missing)) if missing else mask)
-        else:
-            bias = functional.pad(mask, (0, missing), value=-math.inf) if missing else mask
-    for condition in conditions:
-        allowed = condition if allowed is None else allowed & condition
-    if allowed is None:
-        return bias
-    hidden = torch.zeros(allowed.shape, dtype=query.dtype, device=query.device).masked_fill(~allowed, -math.inf)
-    return hidden if bias is None else hidden + bias
+    columns = torch.arange(key.shape[2], device=query.device)
+    seen = columns <= rows if causal else None
+    seen = both(seen, columns >= rows - left) if left >= 0 else seen
+    return both(seen, columns <= rows + right) if right >= 0 else seen
+
+
+def both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Return where both of two masks are true; one that is not there is true everywhere."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other
+
+
+def added(mask: Tensor, dtype: torch.dtype, hidden: float = -math.inf) -> Tensor:
+    """Return what a mask adds to scores."""
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, hidden)
+
+
+def _masked(seen: Tensor | None, mask: Tensor | None, keys: int) -> Tensor | None:
+    """Return a mask of truths or numbers with what a query does not see hidden; keys that it leaves out are hidden."""
+    if mask is None:
+        return seen
+    missing = keys - mask.shape[-1]
+    if mask.dtype == torch.bool:
+        return both(seen, functional.pad(mask, (0, missing)) if missing else mask)
+    mask = functional.pad(mask, (0, missing), value=-math.inf) if missing else mask
+    return mask if seen is None else mask + added(seen, mask.dtype)
 
 
 @operator("FlexAttention", 1, "ai.onnx.preview")

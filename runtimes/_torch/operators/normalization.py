@@ -105,11 +105,11 @@ def _learning(
     return made
 
 
-def _alike(x: Tensor, *parameters: Tensor) -> list[Tensor]:
+def _alike(x: Tensor, *parameters: Tensor) -> Sequence[Tensor]:
     """Return parameters in a type that torch's function takes: that of X, or float32 beside a narrower X."""
-    kind = x.dtype
-    if kind.itemsize < 4 and any(parameter.dtype != kind for parameter in parameters):
-        kind = torch.float32
+    if all(parameter.dtype == x.dtype for parameter in parameters):
+        return parameters
+    kind = x.dtype if x.dtype.itemsize >= 4 else torch.float32
     return [parameter.to(kind) for parameter in parameters]
 
 

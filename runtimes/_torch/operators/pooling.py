@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,7 +19,15 @@ _MEAN = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_p
 
 
 class _Window:
-    """A pooling window and how far the input has to be extended for it."""
+    """A pooling window and how far the input has to be extended for it.
+
+    Attributes:
+        ends: what to add before and after each axis.
+        rest: what the last window needs beyond that, where it may reach over the end.
+        padding: both together.
+        plain: whether torch's own padding does.
+        dense: whether a window has no gaps.
+    """
 
     def __init__(
         self,
@@ -34,7 +43,6 @@ class _Window:
         self.kernel, self.strides, self.dilations = kernel, strides or (1,) * rank, dilations or (1,) * rank
         self.ends = paddings(auto_pad, pads, sizes, kernel, self.strides, self.dilations)
         self.rest = [0] * rank
-        """What the last window needs beyond the padding, where it may reach over the end."""
         for i, (size, (before, after)) in enumerate(zip(sizes, self.ends, strict=True)):
             reach = (self.kernel[i] - 1) * self.dilations[i] + 1
             over = (size + before + after - reach) % self.strides[i]
@@ -42,28 +50,20 @@ class _Window:
                 count = -(-(size + before + after - reach) // self.strides[i]) + 1
                 if (count - 1) * self.strides[i] < size + before:  # a window starts within the input or its padding
                     self.rest[i] = self.strides[i] - over
-
-    @property
-    def plain(self) -> bool:
-        """Tell whether torch's own padding does."""
+        self.padding = [(before, after + rest) for (before, after), rest in zip(self.ends, self.rest, strict=True)]
         halves = zip(self.ends, self.kernel, strict=True)
-        return not any(self.rest) and all(a == b and 2 * a <= k for (a, b), k in halves)
-
-    @property
-    def dense(self) -> bool:
-        """Tell whether a window has no gaps."""
-        return all(d == 1 for d in self.dilations)
-
-    @property
-    def padding(self) -> list[tuple[int, int]]:
-        """Both ends, with what the last window needs."""
-        return [(before, after + rest) for (before, after), rest in zip(self.ends, self.rest, strict=True)]
+        self.plain = not any(self.rest) and all(a == b and 2 * a <= k for (a, b), k in halves)
+        self.dense = all(d == 1 for d in self.dilations)
 
     def views(self, x: Tensor) -> Tensor:
         """Return the windows of a padded input, with axes of their own at the end."""
         for axis, (size, stride, gap) in enumerate(zip(self.kernel, self.strides, self.dilations, strict=True), 2):
             x = x.unfold(axis, (size - 1) * gap + 1, stride)[..., ::gap]
         return x
+
+
+_window = functools.lru_cache(1024)(_Window)
+"""Windows are the same in every step of a training."""
 
 
 def _of_rank(functions: Mapping[int, Callable[..., Any]], kernel: Sequence[int]) -> Callable[..., Any]:
@@ -86,7 +86,7 @@ def max_pool(
     outputs_: int,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The largest element of each window, and where in the input it is."""
-    window = _Window(x.shape[2:], kernel_shape, auto_pad, pads, strides, dilations, ceil_mode)
+    window = _window(x.shape[2:], kernel_shape, auto_pad, pads, strides, dilations, ceil_mode)
     pool, steps, gaps = _of_rank(_MAX, kernel_shape), window.strides, window.dilations
     values = x if x.dtype.is_floating_point else x.to(torch.float32)  # whole numbers are of eight bits
     if outputs_ == 1 and window.plain:
@@ -126,7 +126,7 @@ def average_pool(
     strides: tuple[int, ...] | None = None,
 ) -> Tensor:
     """The mean of each window; padding counts if it is told to."""
-    window = _Window(x.shape[2:], kernel_shape, auto_pad, pads, strides, dilations, ceil_mode)
+    window = _window(x.shape[2:], kernel_shape, auto_pad, pads, strides, dilations, ceil_mode)
     if x.ndim == 5 and x.dtype.itemsize == 2 and x.device.type == "cpu":  # torch has no such function
         wide = average_pool(
             x.to(torch.float32),
@@ -171,7 +171,7 @@ def lp_pool(
     strides: tuple[int, ...] | None = None,
 ) -> Tensor:
     """The norm of each window."""
-    window = _Window(x.shape[2:], kernel_shape, auto_pad, pads, strides, dilations, ceil_mode)
+    window = _window(x.shape[2:], kernel_shape, auto_pad, pads, strides, dilations, ceil_mode)
     views = window.views(added(x, window.padding))
     return torch.linalg.vector_norm(views, p, [-1 - i for i in range(len(kernel_shape))])
 

@@ -1,15 +1,17 @@
-"""RNN, GRU and LSTM."""
+"""RNN, GRU and LSTM: by torch's own fused functions where they compute the same, else step by step."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from graphopt.runtimes._torch.table import operator
+from graphopt.runtimes._torch.operators.activation import softplus
+from graphopt.runtimes._torch.table import Host, operator
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -21,7 +23,7 @@ _ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], tuple[float | None, float |
     "relu": (lambda x, a, b: torch.relu(x), (None, None)),
     "scaledtanh": (lambda x, a, b: a * torch.tanh(b * x), (1.0, 1.0)),
     "sigmoid": (lambda x, a, b: torch.sigmoid(x), (None, None)),
-    "softplus": (lambda x, a, b: functional.softplus(x), (None, None)),
+    "softplus": (lambda x, a, b: softplus(x), (None, None)),
     "softsign": (lambda x, a, b: functional.softsign(x), (None, None)),
     "tanh": (lambda x, a, b: torch.tanh(x), (None, None)),
     "thresholdedrelu": (lambda x, a, b: torch.where(x > a, x, torch.zeros_like(x)), (1.0, None)),
@@ -45,12 +47,22 @@ def _activations(
     return made
 
 
+def _only(names: Sequence[str], count: int) -> str:
+    """Return the names of the activations of a direction, or nothing if directions differ."""
+    groups = {" ".join(names[i : i + count]).lower() for i in range(0, len(names), count)}
+    return groups.pop() if len(groups) == 1 else ""
+
+
 def _clipped(x: Tensor, clip: float) -> Tensor:
     return x.clamp(-clip, clip) if clip else x
 
 
 Step = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
 """(projected input of a time [batch, gates * hidden], state) -> state, whose first part is the output."""
+
+
+Fused = Callable[[Tensor, Sequence[Tensor], bool], tuple[Tensor, Sequence[Tensor]]]
+"""(inputs, states, whether to run backwards) -> outputs [time, directions, batch, hidden], states."""
 
 
 def _unrolled(
@@ -84,10 +96,11 @@ def _run(
     b: Tensor | None,
     direction: str,
     layout: int,
-    lengths: Tensor | None,
+    lengths: Host | None,
     states: Sequence[Tensor | None],
     hidden: int,
     make: Callable[[int, Tensor | None], Step],
+    fused: Fused | None,
 ) -> tuple[Tensor, ...]:
     """Run all directions; return the outputs and the last states, in the layout asked for.
 
@@ -101,24 +114,73 @@ def _run(
         states: at the beginning, [directions, batch, hidden] (the first two axes swapped with layout 1).
         hidden: size of the state.
         make: (direction, its recurrent bias) -> step.
+        fused: torch's function that computes the same over full sequences, or None.
     """
     inputs = x.transpose(0, 1) if layout else x
-    starts = [s.transpose(0, 1) if s is not None and layout else s for s in states]
-    if lengths is not None and bool((lengths == inputs.shape[0]).all()):
-        lengths = None
+    shape = (w.shape[0], inputs.shape[1], hidden)
+    starts = [inputs.new_zeros(shape) if s is None else s.transpose(0, 1) if layout else s for s in states]
+    full = lengths is None or bool((lengths == inputs.shape[0]).all())
+    if fused is not None and full:
+        y, finals = fused(inputs, starts, direction == "reverse")
+    else:
+        ends = None if full else torch.from_numpy(lengths).to(x.device)
+        y, finals = _by_steps(inputs, w, b, starts, make, ends, direction == "reverse")
+    if layout:
+        return y.permute(2, 0, 1, 3), *(f.transpose(0, 1) for f in finals)
+    return y, *finals
+
+
+def _by_steps(
+    inputs: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    starts: Sequence[Tensor],
+    make: Callable[[int, Tensor | None], Step],
+    lengths: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, list[Tensor]]:
     outputs, ends = [], []
     for d in range(w.shape[0]):
         bias, recurrent = (None, None) if b is None else b[d].chunk(2)
         gates = functional.linear(inputs, w[d], bias)
-        state = tuple(inputs.new_zeros(inputs.shape[1], hidden) if s is None else s[d] for s in starts)
-        made, last = _unrolled(gates, state, make(d, recurrent), lengths, direction == "reverse" or d == 1)
+        state = tuple(s[d] for s in starts)
+        made, last = _unrolled(gates, state, make(d, recurrent), lengths, reverse or d == 1)
         outputs.append(made)
         ends.append(last)
-    y = torch.stack(outputs, 1)
-    finals = [torch.stack(column) for column in zip(*ends, strict=True)]
-    if layout:
-        return y.permute(2, 0, 1, 3), *(f.transpose(0, 1) for f in finals)
-    return y, *finals
+    return torch.stack(outputs, 1), [torch.stack(column) for column in zip(*ends, strict=True)]
+
+
+def _fused(
+    function: Callable[..., tuple[Tensor, ...]], order: Sequence[int], w: Tensor, r: Tensor, b: Tensor | None
+) -> Fused:
+    """Return one of torch's functions over whole sequences, given ONNX's weights.
+
+    Args:
+        function: torch's.
+        order: for every gate of torch's, its place in ONNX.
+        w: weights of inputs.
+        r: weights of the recurrence.
+        b: biases of both.
+    """
+
+    def sorted_(x: Tensor) -> Tensor:
+        if len(order) == 1:
+            return x
+        parts = x.chunk(len(order))
+        return torch.cat([parts[i] for i in order])
+
+    def run(inputs: Tensor, starts: Sequence[Tensor], reverse: bool) -> tuple[Tensor, Sequence[Tensor]]:
+        weights = [[w[d], r[d], *(() if b is None else b[d].chunk(2))] for d in range(len(w))]
+        flat = [sorted_(part) for part in itertools.chain(*weights)]
+        state = starts[0] if len(starts) == 1 else tuple(starts)
+        turned = inputs.flip(0) if reverse else inputs
+        made, *finals = function(
+            turned, state, flat, b is not None, 1, 0.0, torch.is_grad_enabled(), len(w) == 2, False
+        )
+        made = made.flip(0) if reverse else made
+        return made.unflatten(-1, (len(w), -1)).transpose(1, 2), finals
+
+    return run
 
 
 @operator("RNN")
@@ -127,7 +189,7 @@ def rnn(
     w: Tensor,
     r: Tensor,
     b: Tensor | None = None,
-    sequence_lens: Tensor | None = None,
+    sequence_lens: Host | None = None,
     initial_h: Tensor | None = None,
     *,
     activation_alpha: tuple[float, ...] | None = None,
@@ -140,7 +202,8 @@ def rnn(
 ) -> tuple[Tensor, ...]:
     """The simple recurrent network."""
     del hidden_size  # the weights have it
-    chosen = _activations(activations or ("Tanh",) * len(w), activation_alpha, activation_beta)
+    names = activations or ("Tanh",) * len(w)
+    chosen = _activations(names, activation_alpha, activation_beta)
 
     def make(d: int, bias: Tensor | None) -> Step:
         def step(gates: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -148,7 +211,9 @@ def rnn(
 
         return step
 
-    return _run(x, w, b, direction, layout, sequence_lens, [initial_h], r.shape[-1], make)
+    function = None if clip else {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}.get(_only(names, 1))
+    fused = None if function is None else _fused(function, (0,), w, r, b)
+    return _run(x, w, b, direction, layout, sequence_lens, [initial_h], r.shape[-1], make, fused)
 
 
 @operator("GRU")
@@ -157,7 +222,7 @@ def gru(
     w: Tensor,
     r: Tensor,
     b: Tensor | None = None,
-    sequence_lens: Tensor | None = None,
+    sequence_lens: Host | None = None,
     initial_h: Tensor | None = None,
     *,
     activation_alpha: tuple[float, ...] | None = None,
@@ -171,7 +236,8 @@ def gru(
 ) -> tuple[Tensor, ...]:
     """Gated recurrent units (Cho et al., arXiv:1406.1078); gates are in the order update, reset, new."""
     del hidden_size
-    chosen = _activations(activations or ("Sigmoid", "Tanh") * len(w), activation_alpha, activation_beta)
+    names = activations or ("Sigmoid", "Tanh") * len(w)
+    chosen = _activations(names, activation_alpha, activation_beta)
 
     def make(d: int, bias: Tensor | None) -> Step:
         gate, candidate = chosen[2 * d : 2 * d + 2]
@@ -191,7 +257,9 @@ def gru(
 
         return step
 
-    return _run(x, w, b, direction, layout, sequence_lens, [initial_h], r.shape[-1], make)
+    usual = linear_before_reset and not clip and _only(names, 2) == "sigmoid tanh"
+    fused = _fused(torch.gru, (1, 0, 2), w, r, b) if usual else None
+    return _run(x, w, b, direction, layout, sequence_lens, [initial_h], r.shape[-1], make, fused)
 
 
 @operator("LSTM")
@@ -200,7 +268,7 @@ def lstm(
     w: Tensor,
     r: Tensor,
     b: Tensor | None = None,
-    sequence_lens: Tensor | None = None,
+    sequence_lens: Host | None = None,
     initial_h: Tensor | None = None,
     initial_c: Tensor | None = None,
     p: Tensor | None = None,
@@ -216,7 +284,8 @@ def lstm(
 ) -> tuple[Tensor, ...]:
     """Long short-term memory; gates are in the order input, output, forget, cell; P are peepholes of the first three."""
     del hidden_size
-    chosen = _activations(activations or ("Sigmoid", "Tanh", "Tanh") * len(w), activation_alpha, activation_beta)
+    names = activations or ("Sigmoid", "Tanh", "Tanh") * len(w)
+    chosen = _activations(names, activation_alpha, activation_beta)
 
     def make(d: int, bias: Tensor | None) -> Step:
         gate, cell, out = chosen[3 * d : 3 * d + 3]
@@ -235,4 +304,6 @@ def lstm(
 
         return step
 
-    return _run(x, w, b, direction, layout, sequence_lens, [initial_h, initial_c], r.shape[-1], make)
+    usual = p is None and not input_forget and not clip and _only(names, 3) == "sigmoid tanh tanh"
+    fused = _fused(torch.lstm, (0, 2, 3, 1), w, r, b) if usual else None
+    return _run(x, w, b, direction, layout, sequence_lens, [initial_h, initial_c], r.shape[-1], make, fused)

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from graphopt.runtimes._torch.operators._moving import moving
 from graphopt.runtimes._torch.table import Host, operator
+from graphopt.runtimes._torch.values import limits
 
 _LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}
 """torch's names of linear interpolation, by the rank of the tensor."""
@@ -48,7 +49,8 @@ def resize(
     plain = not antialias and not exclude_outside and x.dtype.is_floating_point
     if plain and _is_torchs(x.shape, changed, mode, kind, nearest_mode, cubic_coeff_a):
         return _by_torch(x, changed, mode, kind == "align_corners")
-    outside = np.zeros(())
+    dtype, outside = x.dtype, np.zeros(())
+    x = x if mode == "nearest" or dtype.is_floating_point else x.to(torch.float64)
     for axis, (size, factor) in changed.items():
         ends = (0.0, 1.0)
         if crop and roi is not None and len(roi):
@@ -66,8 +68,8 @@ def resize(
             cubic = cubic_coeff_a if mode == "cubic" else None
             x = _applied(x, axis, _matrix(x.shape[axis], places.tobytes(), shrink, cubic, bool(exclude_outside)))
     if outside.any():
-        return torch.where(torch.from_numpy(outside).to(x.device), extrapolation_value, x).to(x.dtype)
-    return x
+        x = torch.where(torch.from_numpy(outside).to(x.device), extrapolation_value, x)
+    return x if dtype == x.dtype else x.clamp(*limits(dtype)).to(dtype)  # whole numbers are cut off
 
 
 @operator("Resize", 10)
@@ -147,45 +149,44 @@ def _taken(x: Tensor, axis: int, indices: np.ndarray) -> Tensor:
 
 
 def _applied(x: Tensor, axis: int, matrix: np.ndarray) -> Tensor:
-    """Multiply an axis by a matrix; whole numbers are cut off."""
-    kind = x.dtype if x.dtype.is_floating_point else torch.float64
-    weights = torch.from_numpy(matrix).to(x.device, kind)
-    return torch.matmul(x.movedim(axis, -1).to(kind), weights.T).movedim(-1, axis).to(x.dtype)
+    weights = torch.from_numpy(matrix).to(x.device, x.dtype)
+    return torch.matmul(x.movedim(axis, -1), weights.T).movedim(-1, axis)
 
 
 @functools.lru_cache(256)
-def _places(length: int, size: int, factor: float, kind: str, first: float, last: float) -> np.ndarray:
-    """Return where in the input each output place lies."""
-    out = np.arange(size, dtype=np.float64)
-    whole = factor * length
+def _places(length: int, size: int, scale: float, kind: str, first: float, last: float) -> np.ndarray:
+    """Return where in the input each output place lies, in float32 as ONNX Runtime: ties are many."""
+    out, factor, half = np.arange(size, dtype=np.float32), np.float32(scale), np.float32(0.5)
+    whole = factor * np.float32(length)
     if kind == "asymmetric":
         return out / factor
     if kind == "align_corners":
-        return out * (length - 1) / (whole - 1) if whole != 1 else out * 0
+        return out * np.float32(length - 1) / (whole - 1) if whole != 1 else out * 0
     if kind == "pytorch_half_pixel" and size == 1:
         return out
     if kind == "half_pixel_symmetric":
-        return length / 2 * (1 - size / whole) + (out + 0.5) / factor - 0.5
+        return half * length * (1 - np.float32(size) / whole) + (out + half) / factor - half
     if kind == "tf_crop_and_resize":
+        start, span = np.float32(first), np.float32(last) - np.float32(first)
         if size == 1:
-            return out + 0.5 * (first + last) * (length - 1)
-        return first * (length - 1) + out * (last - first) * (length - 1) / (size - 1)
+            return out + half * (start + np.float32(last)) * np.float32(length - 1)
+        return start * np.float32(length - 1) + out * span * np.float32(length - 1) / np.float32(size - 1)
     if kind == "tf_half_pixel_for_nn":
-        return (out + 0.5) / factor
-    return (out + 0.5) / factor - 0.5
+        return (out + half) / factor
+    return (out + half) / factor - half
 
 
 def _nearest(places: np.ndarray, mode: str, factor: float) -> np.ndarray:
     """Return the nearest input place; before opset 11 ("simple"), the next one where there are fewer places."""
-    if mode == "floor" or (mode == "simple" and factor >= 1):
-        return np.floor(places).astype(np.int64)
-    if mode in ("ceil", "simple"):
-        return np.ceil(places).astype(np.int64)
-    return (
-        np.ceil(places - 0.5).astype(np.int64)
-        if mode == "round_prefer_floor"
-        else np.floor(places + 0.5).astype(np.int64)
-    )
+    if mode == "simple":
+        mode = "floor" if factor >= 1 else "ceil"
+    if mode == "floor":
+        found = np.floor(places)
+    elif mode == "ceil":
+        found = np.ceil(places)
+    else:
+        found = np.ceil(places - 0.5) if mode == "round_prefer_floor" else np.floor(places + 0.5)
+    return np.asarray(found, np.int64)
 
 
 @functools.lru_cache(64)
@@ -194,12 +195,12 @@ def _matrix(length: int, places: bytes, shrink: float, cubic: float | None, excl
 
     Args:
         length: number of input places.
-        places: where in the input each output place lies, float64.
+        places: where in the input each output place lies, float32.
         shrink: below 1, windows are so much wider.
         cubic: the kernel's parameter; None for linear interpolation.
         exclude: whether places outside of the input do not count, instead of the nearest inside.
     """
-    where = np.frombuffer(places)[:, None]
+    where = np.frombuffer(places, np.float32).astype(np.float64)[:, None]
     reach = (1 if cubic is None else 2) / shrink
     taps = np.floor(where - reach) + 1 + np.arange(math.ceil(2 * reach) + 1)
     distances = np.abs(where - taps) * shrink

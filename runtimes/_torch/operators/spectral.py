@@ -36,18 +36,19 @@ def dft_17(
 
 def _transformed(input: Tensor, dft_length: Host | None, axis: int, inverse: int, onesided: int) -> Tensor:
     axis %= input.ndim
+    dtype, input = input.dtype, input.to(torch.promote_types(input.dtype, torch.float32))
     length = input.shape[axis] if dft_length is None else int(dft_length.reshape(-1)[0])
     complex_ = input.shape[-1] == 2
     numbers = torch.view_as_complex(input.contiguous()) if complex_ else input[..., 0]
     if inverse and onesided:
         length = 2 * (input.shape[axis] - 1) if dft_length is None else length
-        return torch.fft.irfft(numbers, length, axis).unsqueeze(-1)
+        return torch.fft.irfft(numbers, length, axis).unsqueeze(-1).to(dtype)
     if onesided and not complex_:
-        return torch.view_as_real(torch.fft.rfft(numbers, length, axis))
-    made = (torch.fft.ifft if inverse else torch.fft.fft)(numbers, length, axis)
+        return torch.view_as_real(torch.fft.rfft(numbers, length, axis)).to(dtype)
+    made = (torch.fft.ifft if inverse else torch.fft.fft)(numbers, length, axis).resolve_conj()
     if onesided:
         made = made.narrow(axis, 0, length // 2 + 1)
-    return torch.view_as_real(made.contiguous())
+    return torch.view_as_real(made.contiguous()).to(dtype)
 
 
 @operator("STFT", 17)
@@ -60,14 +61,19 @@ def stft(
     onesided: int = 1,
 ) -> Tensor:
     """The Fourier transforms of windows of a signal, [batch, frames, frequencies, 2]."""
-    length = int(frame_length.reshape(-1)[0]) if frame_length is not None else window.shape[0]  # type: ignore[union-attr]
-    numbers = torch.view_as_complex(signal.contiguous()) if signal.shape[-1] == 2 else signal.reshape(signal.shape[:2])
+    if window is None and frame_length is None:
+        raise ValueError("STFT needs a window or a frame_length")
+    length = window.shape[0] if window is not None else int(frame_length.reshape(-1)[0])  # type: ignore[union-attr]
+    wide = signal.to(torch.promote_types(signal.dtype, torch.float32))
+    complex_ = signal.ndim == 3 and signal.shape[2] == 2
+    numbers = torch.view_as_complex(wide.contiguous()) if complex_ else wide.reshape(signal.shape[:2])
     frames = numbers.unfold(1, length, int(frame_step.reshape(-1)[0]))
     frames = frames if window is None else frames * window
-    if onesided and not frames.is_complex():
-        return torch.view_as_real(torch.fft.rfft(frames))
+    if onesided and not complex_:
+        return torch.view_as_real(torch.fft.rfft(frames)).to(signal.dtype)
     made = torch.fft.fft(frames)
-    return torch.view_as_real(made[..., : length // 2 + 1].contiguous() if onesided else made)
+    made = made[..., : length // 2 + 1].contiguous() if onesided else made
+    return torch.view_as_real(made).to(signal.dtype)
 
 
 @operator("HannWindow", 17)
@@ -93,7 +99,9 @@ def _window(size: Host, terms: tuple[float, ...], output_datatype: int, periodic
     count = int(size.reshape(-1)[0])
     angle = 2 * math.pi * torch.arange(count, dtype=torch.float64) / (count if periodic else max(count - 1, 1))
     made = sum((-1) ** i * term * torch.cos(i * angle) for i, term in enumerate(terms))
-    return torch.as_tensor(made).to(TYPES[ir.DataType(output_datatype)])
+    dtype = TYPES[ir.DataType(output_datatype)]
+    made = torch.as_tensor(made)
+    return made if dtype == torch.float64 else made.to(torch.float32).to(dtype)  # ones are whole in float32
 
 
 @operator("MelWeightMatrix", 17)
