@@ -90,8 +90,10 @@ def attention_difference(mine: Tensor, others: Tensor) -> Tensor:
     Zagoruyko and Komodakis, "Paying More Attention to Attention", arXiv:1612.03928.
 
     Raises:
-        UserError: the maps have different sizes.
+        UserError: there are no places, or the maps have different ones.
     """
+    if min(mine.ndim, others.ndim) < 3:
+        raise UserError(f"attention maps want [batch, channels, places ...], not {list(mine.shape)}; match features")
     one, other = (functional.normalize(t.square().mean(1).flatten(1), dim=1) for t in (mine, others))
     if one.shape != other.shape:
         raise UserError(f"attention maps of {list(mine.shape)} and {list(others.shape)} have different places")

@@ -44,7 +44,7 @@ def attended(
         causal: whether the i-th query sees the first i keys only; without a mask.
     """
     if mask is not None:
-        mask = mask.expand(*(1,) * (4 - mask.ndim), *mask.shape[:-2], query.shape[2], key.shape[2])
+        mask = mask[(None,) * (4 - mask.ndim)].expand(-1, -1, query.shape[2], key.shape[2])
         mask = mask if mask.dtype in (torch.bool, query.dtype) else mask.to(query.dtype)
     grouped = query.shape[1] != key.shape[1]
     return functional.scaled_dot_product_attention(

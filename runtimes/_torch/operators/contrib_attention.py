@@ -1,51 +1,59 @@
-"""ONNX Runtime's contrib operators for attention."""
+"""ONNX Runtime's contrib operators for attention, with the projection and the cache that belong to it."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from graphopt.runtimes._torch.operators.attention import heads, joined, rotated, shared, weights
-from graphopt.runtimes._torch.table import CONTRIB, operator
+from graphopt.runtimes._torch.operators.attention import added, attended, heads, joined, rotated, visible, weights
+from graphopt.runtimes._torch.table import CONTRIB, Host, operator
 
 
-def _attended(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """Return attention over [batch, heads, sequence, size]."""
-    factor = scale or 1 / math.sqrt(query.shape[-1])
-    if bias is None:
-        return functional.scaled_dot_product_attention(query, key, value, scale=factor)
-    scores = query @ key.transpose(-1, -2) * factor
-    return weights(scores + bias) @ value
+def _padding(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+    """Return which keys are no padding, in a shape that broadcasts against the scores.
 
-
-def _causal(query: Tensor, key: Tensor, filter_value: float) -> Tensor:
-    """Return what hides the keys after each query; the last query sees all of them."""
-    rows = torch.arange(query.shape[2], device=query.device)[:, None] + key.shape[2] - query.shape[2]
-    hidden = torch.arange(key.shape[2], device=query.device)[None] > rows
-    return torch.zeros(hidden.shape, dtype=query.dtype, device=query.device).masked_fill(hidden, filter_value)
-
-
-def _added(*biases: Tensor | None) -> Tensor | None:
-    total: Tensor | None = None
-    for bias in biases:
-        if bias is not None:
-            total = bias if total is None else total + bias
-    return total
-
-
-def _padding(mask: Tensor | None, query: Tensor, keys: int, filter_value: float) -> Tensor | None:
-    """Return what a mask adds to scores: 1 for keys that count [batch, keys] or per query, or their number [batch]."""
+    Args:
+        mask: not zero for keys that count [batch, keys] or per query [batch, queries, keys], perhaps cut out of a larger
+            one [batch, 1, longest, longest]; or where the keys of a sequence end [batch], perhaps followed by where they
+            begin [2 batch] or by sums of lengths [3 batch + 2].
+        query: [batch, heads, queries, size].
+        key: [batch, heads, keys, size].
+    """
     if mask is None:
         return None
+    batch, rows, keys = query.shape[0], query.shape[2], key.shape[2]
     if mask.ndim == 1:
-        if len(mask) != len(query):
-            raise ValueError("a mask of begins and ends is not computed; give one number per key")
-        mask = torch.arange(keys, device=query.device)[None] < mask[:, None]
-    mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None] if mask.ndim == 3 else mask
-    return torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(mask == 0, filter_value)
+        places = torch.arange(keys, device=query.device)
+        seen = places < mask[:batch, None]
+        if len(mask) == 2 * batch:
+            seen = seen & (places >= mask[batch:, None])
+        return seen[:, None, None]
+    if mask.ndim == 4:
+        mask = mask[:, :, keys - rows : keys, :keys]
+    return (mask != 0)[(slice(None), *(None,) * (4 - mask.ndim))]
+
+
+def _together(
+    query: Tensor, key: Tensor, padding: Tensor | None, causal: int, bias: Tensor | None, hidden: float
+) -> Tensor | None:
+    """Return the mask that `attended` takes: padding gets a finite number, so that it is seen where nothing else is."""
+    mask = None if padding is None else added(padding, query.dtype, hidden)
+    if bias is not None:
+        mask = bias if mask is None else mask + bias
+    seen = visible(query, key, key.shape[2] - query.shape[2], causal)
+    if mask is None or seen is None:
+        return seen if mask is None else mask
+    return mask + added(seen, query.dtype)
+
+
+def _scores(query: Tensor, key: Tensor, mask: Tensor | None, factor: float) -> Tensor:
+    """Return the products of queries and keys, with a mask added."""
+    scores = query @ key.transpose(-1, -2) * factor
+    return scores if mask is None else scores + added(mask, scores.dtype)
 
 
 @operator("Attention", 1, CONTRIB)
@@ -57,25 +65,28 @@ def attention(
     past: Tensor | None = None,
     attention_bias: Tensor | None = None,
     *,
+    do_rotary: int = 0,
     mask_filter_value: float = -10000.0,
     num_heads: int,
+    past_present_share_buffer: int = 0,
     qkv_hidden_sizes: tuple[int, ...] | None = None,
+    rotary_embedding_dim: int = 0,
     scale: float = 0.0,
     unidirectional: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Self-attention with the projection of queries, keys and values inside, and the new cache."""
+    del rotary_embedding_dim  # without rotation it says nothing
+    if do_rotary or past_present_share_buffer:
+        raise ValueError("Attention that rotates or writes into its cache is not computed")
     sizes = list(qkv_hidden_sizes or (projection.shape[1] // 3,) * 3)
-    made = input @ projection if bias is None else input @ projection + bias
+    made = functional.linear(input, projection.T, bias)
     query, key, value = (heads(x, num_heads) for x in made.split(sizes, -1))
     if past is not None:
         key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)
-    total = _added(
-        _padding(mask_index, query, key.shape[2], mask_filter_value),
-        _causal(query, key, mask_filter_value) if unidirectional else None,
-        attention_bias,
-    )
+    mask = _together(query, key, _padding(mask_index, query, key), unidirectional, attention_bias, mask_filter_value)
+    factor = scale or 1 / math.sqrt(query.shape[-1])
     present = torch.stack([key, value]) if key.shape == value.shape else key
-    return joined(_attended(query, key, value, total, scale)), present
+    return joined(attended(query, key, value, mask, factor)), present
 
 
 @operator("MultiHeadAttention", 1, CONTRIB)
@@ -91,36 +102,31 @@ def multi_head_attention(
     *,
     mask_filter_value: float = -10000.0,
     num_heads: int,
+    outputs_: int,
     scale: float = 0.0,
     unidirectional: int = 0,
 ) -> tuple[Tensor, ...]:
-    """Attention of projected queries, keys and values, packed or not, and the new cache."""
+    """Attention of projected queries, keys and values, packed or not, the new cache, and the scores if asked for."""
     if key is None:  # [batch, sequence, heads, 3, size]
-        q, k, v = (x.transpose(1, 2) for x in query.unbind(3))
+        packed = [x.transpose(1, 2) for x in query.unbind(3)]
     elif value is None:  # keys and values in one, [batch, sequence, heads, 2, size]
-        q = heads(query, num_heads)
-        k, v = (x.transpose(1, 2) for x in key.unbind(3))
+        packed = [heads(query, num_heads), *(x.transpose(1, 2) for x in key.unbind(3))]
     else:
-        widths = [
-            query.shape[-1],
-            heads(key, num_heads).shape[-1] * num_heads,
-            heads(value, num_heads).shape[-1] * num_heads,
-        ]
-        parts = [None, None, None] if bias is None else list(bias.split(widths))
-        q, k, v = (_biased(x, b, num_heads) for x, b in zip((query, key, value), parts, strict=True))
+        packed = [heads(x, num_heads) for x in (query, key, value)]
+    if bias is not None:
+        parts = bias.split([num_heads * x.shape[-1] for x in packed])
+        projected = 1 if key is not None and key.ndim == 4 else 3  # a cache of cross-attention has its bias inside
+        for i in range(projected):
+            packed[i] = packed[i] + parts[i].reshape(num_heads, 1, -1)
+    q, k, v = packed
     if past_key is not None and past_value is not None:
         k, v = torch.cat([past_key, k], 2), torch.cat([past_value, v], 2)
-    total = _added(
-        _padding(key_padding_mask, q, k.shape[2], mask_filter_value),
-        _causal(q, k, mask_filter_value) if unidirectional else None,
-        attention_bias,
-    )
-    return joined(_attended(q, k, v, total, scale)), k, v
-
-
-def _biased(x: Tensor, bias: Tensor | None, count: int) -> Tensor:
-    wide = heads(x, count)
-    return wide if bias is None else wide + bias.reshape(1, count, 1, -1)
+    mask = _together(q, k, _padding(key_padding_mask, q, k), unidirectional, attention_bias, mask_filter_value)
+    factor = scale or 1 / math.sqrt(q.shape[-1])
+    if outputs_ < 4:
+        return joined(attended(q, k, v, mask, factor)), k, v
+    scores = _scores(q, k, mask, factor)
+    return joined(weights(scores) @ v), k, v, scores
 
 
 @operator("GroupQueryAttention", 1, CONTRIB)
@@ -130,49 +136,100 @@ def group_query_attention(
     value: Tensor | None,
     past_key: Tensor | None,
     past_value: Tensor | None,
-    seqlens_k: Tensor,
-    total_sequence_length: Tensor,
+    seqlens_k: Host,
+    total_sequence_length: Host,
     cos_cache: Tensor | None = None,
     sin_cache: Tensor | None = None,
     position_ids: Tensor | None = None,
     attention_bias: Tensor | None = None,
+    head_sink: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    q_norm_weight: Tensor | None = None,
+    k_norm_weight: Tensor | None = None,
     *,
+    causal: int = 1,
     do_rotary: int = 0,
+    k_quant_type: str = "NONE",
+    kv_cache_bit_width: int = 8,
     kv_num_heads: int,
     local_window_size: int = -1,
     num_heads: int,
+    qk_norm_epsilon: float = 1e-6,
+    qk_output: int = 0,
     rotary_interleaved: int = 0,
     scale: float = 0.0,
+    sliding_window_cache: int = 0,
+    smooth_softmax: int = 0,
     softcap: float = 0.0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Causal attention with a cache, whose query heads share keys; rotation of positions inside.
+    v_quant_type: str = "NONE",
+) -> tuple[Tensor, ...]:
+    """Attention whose query heads share keys, with rotation of positions and a cache inside.
 
-    Sequences are taken to be full: `seqlens_k` serves to check it.
+    The cache may be longer than what it holds, and sequences of a batch may differ in their lengths: `seqlens_k` is the
+    place of the last key of each. What queries after the end of a sequence give is not defined.
     """
+    del k_scale, v_scale, kv_cache_bit_width  # of a quantized cache
+    if (k_quant_type, v_quant_type) != ("NONE", "NONE") or sliding_window_cache:
+        raise ValueError("GroupQueryAttention with a quantized cache or one that forgets is not computed")
     if key is None or value is None:
         size = query.shape[-1] // (num_heads + 2 * kv_num_heads)
         query, key, value = query.split([num_heads * size, kv_num_heads * size, kv_num_heads * size], -1)
     q, k, v = heads(query, num_heads), heads(key, kv_num_heads), heads(value, kv_num_heads)
-    total = int(total_sequence_length.reshape(-1)[0])
-    before = total - q.shape[2]
-    if bool((seqlens_k.reshape(-1) + 1 != total).any()):
-        raise ValueError("sequences of different lengths in a batch are not computed; run them one by one")
+    if q_norm_weight is not None and k_norm_weight is not None:
+        q = functional.rms_norm(q, q.shape[-1:], q_norm_weight, qk_norm_epsilon)
+        k = functional.rms_norm(k, k.shape[-1:], k_norm_weight, qk_norm_epsilon)
+    ends, total = seqlens_k.reshape(-1).astype(np.int64) + 1, int(total_sequence_length.reshape(-1)[0])
+    begins = np.zeros_like(ends) if q.shape[2] == total else ends - q.shape[2]
+    first: Tensor | int = int(begins[0])
+    if (begins != first).any():
+        first = torch.from_numpy(begins).to(q.device).reshape(-1, 1, 1, 1)
     if do_rotary and cos_cache is not None and sin_cache is not None:
-        places = torch.arange(before, total, device=q.device)[None] if position_ids is None else position_ids.long()
-        cos, sin = cos_cache[places].unsqueeze(1), sin_cache[places].unsqueeze(1)
+        places = torch.arange(q.shape[2], device=q.device) + (first if isinstance(first, int) else first[:, :, 0])
+        places = places if position_ids is None else position_ids.long().unsqueeze(1)
+        cos, sin = cos_cache[places], sin_cache[places]
         q, k = (rotated(x, cos, sin, 2 * cos.shape[-1], rotary_interleaved) for x in (q, k))
-    if before and past_key is not None and past_value is not None:
-        k, v = torch.cat([past_key[:, :, :before], k], 2), torch.cat([past_value[:, :, :before], v], 2)
-    keys, values = shared(k, num_heads), shared(v, num_heads)
-    scores = q @ keys.transpose(-1, -2) * (scale or 1 / math.sqrt(q.shape[-1]))
-    scores = softcap * torch.tanh(scores / softcap) if softcap else scores
-    scores = scores + _causal(q, keys, -math.inf)
-    if local_window_size >= 0:
-        rows = torch.arange(before, total, device=q.device)[:, None]
-        far = torch.arange(total, device=q.device)[None] <= rows - local_window_size
-        scores = scores.masked_fill(far, -math.inf)
-    scores = scores if attention_bias is None else scores + attention_bias
-    return joined(weights(scores) @ values), k, v
+    presents = [_cached(past_key, k, first, total), _cached(past_value, v, first, total)]
+    keys, values = (x[:, :, :total] for x in presents)
+    factor = scale or 1 / math.sqrt(q.shape[-1])
+    seen = visible(q, keys, first, causal, local_window_size - 1 if local_window_size > 0 else -1)
+    if seen is None and (ends != total).any():
+        limits = torch.from_numpy(ends).to(q.device).reshape(-1, 1, 1, 1)
+        seen = torch.arange(total, device=q.device) < limits
+    mask = seen if attention_bias is None else attention_bias[..., :total]
+    if attention_bias is not None and seen is not None:
+        mask = mask + added(seen, q.dtype)
+    if not softcap and not qk_output and not smooth_softmax and head_sink is None:
+        return joined(attended(q, keys, values, mask, factor)), *presents
+    keys, values = (x.repeat_interleave(num_heads // kv_num_heads, 1) for x in (keys, values))
+    raw = _scores(q, keys, None, factor)
+    scores = softcap * torch.tanh(raw / softcap) if softcap else raw
+    scores = scores if mask is None else scores + added(mask, scores.dtype)
+    sink = q.new_zeros(1) if head_sink is None and smooth_softmax else head_sink
+    if sink is None:
+        shares = weights(scores)
+    else:  # one more key, whose value is zero
+        column = sink.to(scores.dtype).reshape(-1, 1, 1).expand(*scores.shape[:-1], 1)
+        shares = functional.softmax(torch.cat([scores, column], -1), -1)[..., :-1]
+    return joined(shares @ values), *presents, shares if qk_output == 2 else scores
+
+
+def _cached(past: Tensor | None, new: Tensor, begin: Tensor | int, total: int) -> Tensor:
+    """Return a cache with new keys or values in it.
+
+    Args:
+        past: [batch, heads, longest, size].
+        new: [batch, heads, sequence, size].
+        begin: where the new ones go; one place, or [batch, 1, 1, 1].
+        total: how much the cache must hold.
+    """
+    if past is None:
+        return new
+    if isinstance(begin, int):
+        return torch.cat([past[:, :, :begin], new, past[:, :, begin + new.shape[2] :]], 2)
+    room = functional.pad(past, (0, 0, 0, max(0, total - past.shape[2])))
+    places = torch.arange(new.shape[2], device=new.device)[:, None] + begin
+    return room.scatter(2, places.expand(new.shape), new)
 
 
 @operator("RotaryEmbedding", 1, CONTRIB)
@@ -189,13 +246,12 @@ def rotary_embedding(
     scale: float = 1.0,
 ) -> Tensor:
     """Turn pairs of features by angles of their position; a single position is that of the first token."""
-    del is_packed_batching, scale  # neither changes what is computed on the CPU
-    packed = input.ndim == 3
-    count = num_heads or (input.shape[-1] // (rotary_embedding_dim or 2 * cos_cache.shape[-1]) if packed else 0)
-    wide = heads(input, count)
+    del is_packed_batching, scale  # neither changes what is computed
+    width = rotary_embedding_dim or 2 * cos_cache.shape[-1]
+    wide = heads(input, num_heads or input.shape[-1] // width)
     places = position_ids.long()
     if places.numel() == 1:
-        places = places.reshape(1, 1) + torch.arange(wide.shape[2], device=input.device)[None]
+        places = places.reshape(1, 1) + torch.arange(wide.shape[2], device=input.device)
     cos, sin = cos_cache[places].unsqueeze(1), sin_cache[places].unsqueeze(1)
-    turned = rotated(wide, cos, sin, rotary_embedding_dim or 2 * cos_cache.shape[-1], interleaved)
-    return joined(turned) if packed else turned
+    turned = rotated(wide, cos, sin, width, interleaved)
+    return joined(turned) if input.ndim == 3 else turned
