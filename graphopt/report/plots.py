@@ -57,6 +57,7 @@ def training(done: Finetuned, path: str) -> None:
 
 def _training(done: Finetuned) -> Any:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     losses = figure.subplots()
@@ -64,7 +65,7 @@ def _training(done: Finetuned) -> Any:
     losses.plot(epochs, [row["loss"] for row in done.history], "o-", color=_COLORS["baseline"])
     losses.set_xlabel("epoch")
     losses.set_ylabel("loss")
-    losses.xaxis.get_major_locator().set_params(integer=True)
+    losses.xaxis.set_major_locator(MaxNLocator(integer=True))
     if done.metric:
         scores = losses.twinx()
         values = [done.metric.before, *(row["metric"] for row in done.history)]

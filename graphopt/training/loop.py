@@ -131,7 +131,9 @@ class Training:
         self._data = data or _open(settings.data)
         ports = runtime.model_inputs(model)
         self._data.check(ports)
-        self._ports = ports
+        text = next((port.name for port in ports if port.dtype == ir.DataType.STRING), None)
+        if text:
+            raise PreconditionError(f"input '{text}' is text, on which torch does not compute")
         self._device = _device(settings.device)
         self._rank, self._world = distributed.join(self._device)
         size = batch_size(ports, settings.batch)
@@ -305,20 +307,16 @@ class Training:
         targets = None if target is None else torch.from_numpy(np.array(target[part])).to(self._device)
         taught = None
         if self._teacher:
-            taught = tuple(
-                {name: torch.from_numpy(np.array(array)).to(self._device) for name, array in outputs.items()}
-                for outputs in self._teacher.run({name: x.numpy() for name, x in inputs.items()})
-            )
+            outputs, inner = self._teacher.run({name: x.numpy() for name, x in inputs.items()})
+            taught = self._placed(outputs), self._placed(inner)
         elif targets is None:
             raise UserError(f"{self._data.name}: has no labels; add them, or --teacher to learn from another network")
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         with self._arithmetic():
             made = self._run({name: x.to(self._device) for name, x in inputs.items()})
-        made = tuple(
-            {n: x.float() if x.dtype in (torch.bfloat16, torch.float16) else x for n, x in d.items()} for d in made
-        )
-        loss = self._objective(made, targets, taught)
+        outputs, inner, projected = (_widened(tensors) for tensors in made)
+        loss = self._objective((outputs, inner, projected), targets, taught)
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
         if settings.clip:
@@ -331,10 +329,23 @@ class Training:
                 self._weights[name].mul_(mask)
         return loss.detach()
 
+    def _placed(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(np.array(array)).to(self._device) for name, array in arrays.items()}
+
     def _arithmetic(self) -> contextlib.AbstractContextManager[Any]:
         if self._settings.precision == "float32":
             return contextlib.nullcontext()
-        return torch.autocast(self._device.type, getattr(torch, self._settings.precision))
+        made: contextlib.AbstractContextManager[Any] = torch.autocast(
+            self._device.type, getattr(torch, self._settings.precision)
+        )
+        return made
+
+
+def _widened(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return what are tensors, those of half precision as float32."""
+    half = (torch.bfloat16, torch.float16)
+    found = {name: x for name, x in tensors.items() if isinstance(x, Tensor)}
+    return {name: x.float() if x.dtype in half else x for name, x in found.items()}
 
 
 def _open(source: str) -> Data:

@@ -73,8 +73,8 @@ class OnnxModule(nn.Module):  # type: ignore[misc]  # torch is optional, so mypy
         self.scales = self._quantization.scales
         compiler = Compiler(model.opset_imports, self.mode, self._quantization.overrides)
         graph = model.graph
-        self._inputs = {value.name: compiler.slots[value] for value in graph.inputs}
-        self._outputs = {value.name: compiler.slots[value] for value in graph.outputs}
+        self._inputs = {value.name or "": compiler.slots[value] for value in graph.inputs}
+        self._outputs = {value.name or "": compiler.slots[value] for value in graph.outputs}
         self._attributes: dict[str, str] = {}
         self._types: dict[str, ir.DataType] = {}
         self._slots: dict[str, int] = {}

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from graphopt.runtimes._torch.operators import casting, quantization
-from graphopt.runtimes._torch.values import TYPES, plain, tensor_of
+from graphopt.runtimes._torch.values import TYPES, constant, plain
 
 _BIASED = ("Conv", "ConvTranspose", "Gemm")
 _MOVES = frozenset(
@@ -191,12 +191,12 @@ class Quantization:
             made[name] = held[name].abs().clamp_min(_LEAST)
         for weight in self.stored.values():
             if weight.factors and self.scales.intersection(weight.factors):
-                one, other = (made.get(factor, held.get(factor)) for factor in weight.factors)
-                scale = held.get(weight.scale, weight.held[0])
+                one, other = ({**held, **made}[factor] for factor in weight.factors)
+                scale = held[weight.scale]
                 made[weight.scale] = (one * other).reshape(scale.shape).to(scale.dtype)
         for name, weight in self.stored.items():
-            if held[name].dtype.is_floating_point:  # else it was not trained
-                made[name] = weight.rounded(held[name], made.get(weight.scale, held.get(weight.scale, weight.held[0])))
+            if held[name].dtype != weight.grid.dtype:  # else it was not trained
+                made[name] = weight.rounded(held[name], made.get(weight.scale, held[weight.scale]))
         return made
 
 
@@ -298,13 +298,13 @@ def _stored(value: ir.Value, readers: Sequence[ir.Node], *, learned: bool) -> St
     if scale is None or not _is_fixed(scale) or (zero is not None and not _is_fixed(zero)):
         return "is dequantized with a scale that is computed"
     assert value.dtype is not None
-    held = tensor_of(scale.const_value), None if zero is None else tensor_of(zero.const_value)
+    held = constant(scale), None if zero is None else constant(zero)
     grid = Grid(TYPES[value.dtype], *_layout(first), learned=learned)
     return Stored(
         value.name or "",
         grid,
         scale.name or "",
-        zero and zero.name,
+        None if zero is None else zero.name,
         held,
         _factors(first) if value.dtype == ir.DataType.INT32 else None,
     )
@@ -317,12 +317,13 @@ def _layout(node: ir.Node) -> tuple[int, int]:
 
 def _factors(node: ir.Node) -> tuple[str, str] | None:
     """Return the scales of input and weight of the operator that reads a dequantized bias."""
-    uses = node.outputs[0].uses()
+    uses = tuple(node.outputs[0].uses())
     if len(uses) != 1 or uses[0].idx != 2 or uses[0].node.op_type not in _BIASED:
         return None
-    producers = [value and value.producer() for value in uses[0].node.inputs[:2]]
+    producers = [None if value is None else value.producer() for value in uses[0].node.inputs[:2]]
     scales = [p.inputs[1] for p in producers if p is not None and p.op_type == "DequantizeLinear"]
-    return (scales[0].name or "", scales[1].name or "") if len(scales) == 2 and all(scales) else None
+    names = [scale.name for scale in scales if scale is not None and scale.name]
+    return (names[0], names[1]) if len(names) == 2 else None
 
 
 def _is_fixed(value: ir.Value) -> bool:

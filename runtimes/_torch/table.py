@@ -115,7 +115,10 @@ def _load() -> None:
 
 
 def _described(function: Callable[..., Any]) -> Implementation:
-    positional, attributes, special, least, variadic = [], set(), set(), 0, False
+    positional: list[bool] = []
+    attributes: set[str] = set()
+    special: set[str] = set()
+    least, variadic = 0, False
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY:
             (special if parameter.name in _SPECIAL else attributes).add(parameter.name)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _STANDINS = {
     torch.uint16: torch.int16,
@@ -28,7 +30,7 @@ _STANDINS = {
 """For types that torch hardly knows, integers of as many bits, which can be moved in their place."""
 
 
-def moving(function: Callable[..., Any]) -> Callable[..., Any]:
+def moving(function: F) -> F:
     """Let a function that only moves elements take any type: its first operand and others of the same type.
 
     Of text it moves the positions.
@@ -45,7 +47,7 @@ def moving(function: Callable[..., Any]) -> Callable[..., Any]:
         viewed = (x.view(standin) if isinstance(x, Tensor) and x.dtype == dtype else x for x in operands)
         return _each(lambda x: x.view(dtype), function(*viewed, **options))
 
-    return compute
+    return cast(F, compute)
 
 
 def _moved_text(function: Callable[..., Any], operands: tuple[Any, ...], options: dict[str, Any]) -> Any:

@@ -5,11 +5,13 @@ https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from graphopt.runtimes._torch.operators import activation as activations
+from graphopt.runtimes._torch.operators import activation
 from graphopt.runtimes._torch.operators.convolution import conv
 from graphopt.runtimes._torch.operators.matrix import gemm
 from graphopt.runtimes._torch.table import CONTRIB, operator
@@ -36,30 +38,39 @@ def fast_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
 @operator("QuickGelu", 1, CONTRIB)
 def quick_gelu(x: Tensor, *, alpha: float = 1.702) -> Tensor:
     """X sigmoid(alpha X)."""
-    return activations.swish(x, alpha=alpha)
+    return activation.swish(x, alpha=alpha)
 
 
-def _activated(x: Tensor, name: str, alpha: float | None, beta: float | None) -> Tensor:
-    """Apply an activation by its ONNX name.
+_ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
+    "Celu": (activation.celu, ("alpha",)),
+    "Clip": (torch.clamp, ("min", "max")),
+    "Elu": (activation.elu, ("alpha",)),
+    "HardSigmoid": (activation.hard_sigmoid, ("alpha", "beta")),
+    "LeakyRelu": (activation.leaky_relu, ("alpha",)),
+    "Relu": (torch.relu, ()),
+    "Selu": (activation.selu, ("alpha", "gamma")),
+    "Sigmoid": (torch.sigmoid, ()),
+    "Softplus": (activation.softplus, ()),
+    "Softsign": (functional.softsign, ()),
+    "Tanh": (torch.tanh, ()),
+    "ThresholdedRelu": (activation.thresholded_relu, ("alpha",)),
+}
+"""What is joined to convolutions and products, and the names of its numbers."""
+
+
+def _activated(x: Tensor, name: str, numbers: Iterable[float | None]) -> Tensor:
+    """Apply an activation by its ONNX name; a number that is None is the default.
 
     Raises:
         ValueError: it is none of those that are fused.
     """
-    if name in ("", "Identity"):
+    if not name:
         return x
-    if name == "Relu":
-        return torch.relu(x)
-    if name == "Sigmoid":
-        return torch.sigmoid(x)
-    if name == "Tanh":
-        return torch.tanh(x)
-    if name == "LeakyRelu":
-        return functional.leaky_relu(x, 0.01 if alpha is None else alpha)
-    if name == "Clip":
-        return x.clamp(alpha, beta)
-    if name == "HardSigmoid":
-        return activations.hard_sigmoid(x, alpha=0.2 if alpha is None else alpha, beta=0.5 if beta is None else beta)
-    raise ValueError(f"activation '{name}' is not one that is joined to an operator")
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"activation '{name}' is not one that is joined to an operator")
+    function, names = _ACTIVATIONS[name]
+    given = zip(names, numbers, strict=False)
+    return function(x, **{key: number for key, number in given if number is not None})
 
 
 @operator("FusedConv", 1, CONTRIB)
@@ -90,8 +101,7 @@ def fused_conv(
         pads=pads,
         strides=strides,
     )
-    alpha, beta = (*activation_params, None, None)[:2]
-    return _activated(made if z is None else made + z, activation, alpha, beta)
+    return _activated(made if z is None else made + z, activation, activation_params)
 
 
 @operator("FusedGemm", 1, CONTRIB)
@@ -110,9 +120,9 @@ def fused_gemm(
     transB: int = 0,  # noqa: N803
 ) -> Tensor:
     """Activation(Gemm)."""
-    del activation_gamma  # none of the activations has one
+    second = activation_gamma if activation == "Selu" else activation_beta
     made = gemm(a, b, c, alpha=alpha, beta=beta, transA=transA, transB=transB)
-    return _activated(made, activation, activation_alpha, activation_beta)
+    return _activated(made, activation, (activation_alpha, second))
 
 
 @operator("FusedMatMul", 1, CONTRIB)
@@ -127,8 +137,7 @@ def fused_mat_mul(
     transBatchB: int = 0,  # noqa: N803
 ) -> Tensor:
     """Alpha A B, both perhaps transposed: in the last two axes, or the first one moved before the last."""
-    one, other = _turned(a, transA, transBatchA), _turned(b, transB, transBatchB)
-    made = torch.matmul(one, other)
+    made = torch.matmul(_turned(a, transA, transBatchA), _turned(b, transB, transBatchB))
     return made if alpha == 1 else alpha * made
 
 
@@ -158,9 +167,7 @@ def skip_simplified_layer_normalization(
 ) -> tuple[Tensor | None, ...]:
     """RMSNormalization(input + skip + bias), and that sum as the fourth output."""
     total = _sum(input, skip, bias)
-    wide = total.to(torch.promote_types(total.dtype, torch.float32))
-    scaled = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)).to(total.dtype)
-    return scaled * gamma, None, None, total
+    return functional.rms_norm(total, total.shape[-1:], gamma, epsilon), None, None, total
 
 
 def _sum(input: Tensor, skip: Tensor, bias: Tensor | None) -> Tensor:
@@ -183,12 +190,77 @@ def embed_layer_normalization(
     epsilon: float = 1e-12,
     mask_index_type: int = 0,
 ) -> tuple[Tensor, ...]:
-    """The sum of embeddings, normalized; how many tokens count; and the sum."""
-    places = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-    total = word_embedding[input_ids.long()]
-    total = total + position_embedding[places if position_ids is None else position_ids.long()]
+    """The sum of embeddings, normalized; how many tokens the mask keeps; and the sum."""
+    del mask_index_type  # which only says whether the second output is there
+    total = functional.embedding(input_ids, word_embedding)
+    if position_ids is None:
+        total = total + position_embedding[: input_ids.shape[1]]
+    else:
+        total = total + functional.embedding(position_ids, position_embedding)
     if segment_ids is not None and segment_embedding is not None:
-        total = total + segment_embedding[segment_ids.long()]
-    counted = mask is not None and mask_index_type
-    lengths = mask.sum(1).to(torch.int32) if mask is not None and counted else input_ids.new_zeros(len(input_ids)).int()
-    return functional.layer_norm(total, total.shape[-1:], gamma, beta, epsilon), lengths, total
+        total = total + functional.embedding(segment_ids, segment_embedding)
+    kept = input_ids.new_zeros(len(input_ids)) if mask is None else mask.sum(1)
+    return functional.layer_norm(total, total.shape[-1:], gamma, beta, epsilon), kept.to(torch.int32), total
+
+
+@operator("GroupNorm", 1, CONTRIB)
+def group_norm(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    *,
+    activation: int,
+    channels_last: int = 1,
+    epsilon: float = 1e-5,
+    groups: int,
+) -> Tensor:
+    """GroupNormalization, with Swish after it where `activation` is 1."""
+    inner = x.movedim(-1, 1) if channels_last else x
+    made = torch.group_norm(inner, groups, gamma.to(x.dtype), beta.to(x.dtype), epsilon)
+    made = functional.silu(made) if activation else made
+    return made.movedim(1, -1) if channels_last else made
+
+
+@operator("SkipGroupNorm", 1, CONTRIB)
+def skip_group_norm(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    skip: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: int,
+    channels_last: int = 1,
+    epsilon: float = 1e-5,
+    groups: int,
+) -> tuple[Tensor, Tensor]:
+    """GroupNorm(X + skip + bias), and that sum."""
+    places = (1,) * (x.ndim - 2)
+    sizes = (*places, -1) if channels_last else (-1, *places)
+    skip = skip.reshape(len(skip), *sizes) if skip.ndim == 2 else skip
+    total = _sum(x, skip, None if bias is None else bias.reshape(sizes))
+    made = group_norm(
+        total, gamma, beta, activation=activation, channels_last=channels_last, epsilon=epsilon, groups=groups
+    )
+    return made, total
+
+
+@operator("BiasAdd", 1, CONTRIB)
+def bias_add(x: Tensor, bias: Tensor, skip: Tensor) -> Tensor:
+    """X + bias + skip."""
+    return x + bias + skip
+
+
+@operator("BiasSplitGelu", 1, CONTRIB)
+def bias_split_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    """The left half of X + bias times Gelu of the right one."""
+    left, right = (x + bias).chunk(2, -1)
+    return left * functional.gelu(right)
+
+
+@operator("BiasSoftmax", 1, CONTRIB)
+def bias_softmax(data: Tensor, bias: Tensor, *, axis: int = 1, is_inner_broadcast: int) -> Tensor:
+    """Softmax(data + bias) over the axes from one on; the bias is repeated over the axes before, or those in between."""
+    del is_inner_broadcast  # the shape of the bias says it
+    total = data + bias
+    return total.flatten(axis % total.ndim).softmax(-1).reshape(total.shape)

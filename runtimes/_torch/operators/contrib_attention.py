@@ -9,8 +9,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from graphopt.runtimes._torch.operators.attention import added, attended, heads, joined, rotated, visible, weights
+from graphopt.runtimes._torch.operators.attention import (
+    added,
+    attended,
+    heads,
+    joined,
+    linear_attention,
+    rotated,
+    visible,
+    weights,
+)
 from graphopt.runtimes._torch.table import CONTRIB, Host, operator
+
+operator("LinearAttention", 1, CONTRIB)(linear_attention)
 
 
 def _padding(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
@@ -186,7 +197,9 @@ def group_query_attention(
         first = torch.from_numpy(begins).to(q.device).reshape(-1, 1, 1, 1)
     if do_rotary and cos_cache is not None and sin_cache is not None:
         places = torch.arange(q.shape[2], device=q.device) + (first if isinstance(first, int) else first[:, :, 0])
-        places = places if position_ids is None else position_ids.long().unsqueeze(1)
+        if position_ids is not None:  # of which the first one counts at the start
+            given = position_ids.long()
+            places = places + given.reshape(-1)[0] if q.shape[2] == total else given.unsqueeze(1)
         cos, sin = cos_cache[places], sin_cache[places]
         q, k = (rotated(x, cos, sin, 2 * cos.shape[-1], rotary_interleaved) for x in (q, k))
     presents = [_cached(past_key, k, first, total), _cached(past_value, v, first, total)]
@@ -211,7 +224,8 @@ def group_query_attention(
     else:  # one more key, whose value is zero
         column = sink.to(scores.dtype).reshape(-1, 1, 1).expand(*scores.shape[:-1], 1)
         shares = functional.softmax(torch.cat([scores, column], -1), -1)[..., :-1]
-    return joined(shares @ values), *presents, shares if qk_output == 2 else scores
+    shown = shares if qk_output == 2 else scores if seen is None else scores.masked_fill(~seen, 0.0)
+    return joined(shares @ values), *presents, shown
 
 
 def _cached(past: Tensor | None, new: Tensor, begin: Tensor | int, total: int) -> Tensor:

@@ -29,7 +29,8 @@ def concat(*inputs: Tensor, axis: int) -> Tensor:
 @moving
 def cut(input: Tensor, axis: int, sizes: Sequence[int]) -> tuple[Tensor, ...]:
     """Return pieces of these sizes."""
-    return torch.split(input, list(sizes), axis)
+    pieces: tuple[Tensor, ...] = torch.split(input, list(sizes), axis)
+    return pieces
 
 
 def shares(length: int, parts: int) -> list[int]:

@@ -36,7 +36,7 @@ def _activations(
 ) -> list[Activation]:
     """Return functions; alphas and betas are handed out in order to those that have one."""
     left, right = list(alphas or ()), list(betas or ())
-    made = []
+    made: list[Activation] = []
     for name in names:
         if name.lower() not in _ACTIVATIONS:
             raise ValueError(f"activation '{name}' is none of ONNX")

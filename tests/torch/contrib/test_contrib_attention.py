@@ -29,7 +29,6 @@ SQUARE = np.random.default_rng(0).integers(0, 2, (B, S, S)).astype(np.int32) | n
 
 ATTENTION = {
     "plain": ([X, W, BIAS], {}),
-    "without a bias": ([X, W], {}),
     "scaled": ([X, W, BIAS], {"scale": 0.2}),
     "causal": ([X, W, BIAS], {"unidirectional": 1}),
     "with a mask": ([X, W, BIAS, RIGHT], {}),
