@@ -57,7 +57,6 @@ class TorchSession(Session):
     """A module behind graphopt's protocol."""
 
     def __init__(self, model: ir.Model, device: Any, *, compiled: bool) -> None:
-        import torch
 
         from graphopt.runtimes._torch.module import OnnxModule
 
@@ -65,7 +64,7 @@ class TorchSession(Session):
         self._ports = {port.name: port for port in model_inputs(model)}
         self._known = {value.name for value in model.graph.inputs}
         self._device = device
-        self._run = torch.compile(module) if compiled else module
+        self._run = module.compiled() if compiled else module
 
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         import torch

@@ -41,10 +41,10 @@ class Evaluator:
         """
         self._model, self._target, self._data = model, target, data
         self._ports = runtime.model_inputs(model)
-        self.metric: Metric | CustomMetric = metrics.find(metric or default_metric(data))
+        self.metric: Metric | CustomMetric = metrics.find(metric or default_metric(data, taught=reference is not None))
         wants = isinstance(self.metric, Metric) and self.metric.needs == "labels"
         data.check(self._ports, labels=wants)
-        self._reference = reference or runtime.open_session(model, target)
+        self._reference = reference or (None if wants else runtime.open_session(model, target))
 
     def score(self, arrays: Mapping[str, np.ndarray]) -> Score:
         """Return the score with these weights."""
@@ -62,9 +62,15 @@ class Evaluator:
         return new > old if higher else new < old
 
 
-def default_metric(data: Data) -> str:
-    """Return the metric for a data set: accuracy with classes, mse with other targets, cosine without any."""
+def default_metric(data: Data, *, taught: bool) -> str:
+    """Return the metric for a data set: accuracy with classes, mse with other targets, else cosine with a teacher.
+
+    Raises:
+        UserError: there is neither a target nor a teacher to compare with.
+    """
     first = next(iter(data.batches(1, 1)), None)
-    if first is None or first[1] is None:
-        return "cosine"
-    return "accuracy" if first[1].dtype.kind in "bui" else "mse"
+    if first is not None and first[1] is not None:
+        return "accuracy" if first[1].dtype.kind in "bui" else "mse"
+    if not taught:
+        raise UserError(f"{data.name}: has no labels, which the metric needs; add them, or leave out --eval-data")
+    return "cosine"

@@ -166,7 +166,7 @@ def _judged(
         return None, [], None
     from graphopt.training.evaluation import default_metric
 
-    metric = metrics.find(settings.metric or default_metric(data))
+    metric = metrics.find(settings.metric or default_metric(data, taught=bool(settings.teacher)))
     reference = before
     if settings.teacher and isinstance(metric, Metric) and metric.needs == "reference":
         reference = runtime.open_session(io.load(settings.teacher), find_target(settings.teacher_target))

@@ -85,7 +85,7 @@ def cross_validate(model: ir.Model, settings: Settings, data: Data, target: Targ
     whole = mapped(data) if isinstance(data, NpzData) else data
     if not isinstance(whole, ArrayData):
         raise UserError(f"{data.name}: batches of a function cannot be divided into folds; give a .npz file")
-    metric: Metric | CustomMetric = metrics.find(settings.metric or default_metric(data))
+    metric: Metric | CustomMetric = metrics.find(settings.metric or default_metric(data, taught=bool(settings.teacher)))
     ports, reference, scores = runtime.model_inputs(model), runtime.open_session(model, target), []
     plain = dataclasses.replace(settings, eval_data="", checkpoint="")
     for fold in folds(whole, count, settings.seed):

@@ -149,8 +149,9 @@ class Training:
         network, taps = self._opened(students)
         learner = self._joined(network, taps).to(self._device)
         self._network, self._learner = network, learner
-        shared = nn.parallel.DistributedDataParallel(learner) if self._world > 1 else learner
-        self._run = torch.compile(shared) if settings.compile else shared
+        if settings.compile:
+            learner.network = network.compiled()
+        self._run = nn.parallel.DistributedDataParallel(learner) if self._world > 1 else learner
         self._weights: dict[str, nn.Parameter] = network.weights()
         outputs = {name: roles.output_axis(model.graph.initializers[name]) for name in self._weights}
         penalized = [(w, outputs[name]) for name, w in self._weights.items() if w.ndim > 1]

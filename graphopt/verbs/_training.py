@@ -107,7 +107,7 @@ def _progress(settings: Mapping[str, Any]) -> Iterator[Callable[[Event], None]]:
         yield lambda event: None
         return
     if not console.is_terminal:
-        yield lambda event: _line(event) if event.ended or not event.epoch else None
+        yield lambda event: _line(event) if event.ended or (not event.epoch and event.metric is not None) else None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[facts]}"))
     with Progress(*columns, console=console, transient=True) as bar:

@@ -94,6 +94,11 @@ class OnnxModule(nn.Module):  # type: ignore[misc]  # torch is optional, so mypy
         self._program.run(environment)
         return {name: environment[slot] for name, slot in self._outputs.items()}
 
+    def compiled(self) -> Any:
+        """Return the module compiled by torch.compile."""
+        self._program.show_compiler()
+        return torch.compile(self)
+
     def weights(self) -> dict[str, nn.Parameter]:
         """Return what can be trained, by the name of its initializer."""
         return {n: p for n, a in self._attributes.items() if isinstance(p := getattr(self, a), nn.Parameter)}

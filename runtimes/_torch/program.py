@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from torch import Tensor
 
 from graphopt.runtime import ExecutionError
@@ -72,28 +73,28 @@ class Step:
     Attributes:
         node: what it is called in messages.
         function: (operands) -> output or outputs.
-        inputs: slots of the operands; None for an absent one.
+        inputs: slots of the operands; None for an absent one. Constant ones are part of the function.
         hosts: which operands arrive as NumPy arrays.
-        fixed: operands that are constant, by position.
         bodies: programs among the attributes.
         outputs: slots of the outputs; None for those nobody asked for.
         done: slots that nothing needs afterwards.
+        constant: whether the function has constant operands inside.
     """
 
     node: str
     function: Callable[..., Any]
     inputs: tuple[int | None, ...]
     hosts: tuple[bool, ...]
-    fixed: Mapping[int, np.ndarray]
     bodies: Mapping[str, Program]
     outputs: tuple[int | None, ...]
     done: tuple[int, ...]
+    constant: bool
 
     def run(self, environment: Environment) -> None:
         """Compute the outputs and forget what is done with."""
         operands = [
-            self.fixed[i] if i in self.fixed else None if slot is None else _operand(environment[slot], host)
-            for i, (slot, host) in enumerate(zip(self.inputs, self.hosts, strict=True))
+            None if slot is None else _operand(environment[slot], host)
+            for slot, host in zip(self.inputs, self.hosts, strict=True)
         ]
         bodies = {name: functools.partial(body, environment) for name, body in self.bodies.items()}
         try:
@@ -137,6 +138,14 @@ class Program:
         for step in self.steps:
             step.run(environment)
 
+    def show_compiler(self) -> None:
+        """Let torch.compile take functions with constant operands as they are, instead of tracing NumPy in them."""
+        for step in self.steps:
+            if step.constant:
+                torch.compiler.allow_in_graph(step.function)
+            for body in step.bodies.values():
+                body.show_compiler()
+
     def __call__(self, outside: Environment, *operands: Any) -> list[Any]:
         """Run as a body inside another graph.
 
@@ -170,20 +179,32 @@ def _compiled(node: ir.Node, compiler: Compiler) -> Step:
     extra = len(node.inputs) - len(found.hosts)
     hosts = (*found.hosts[: len(node.inputs)], *(False for _ in range(extra)))
     fixed = {
-        i: np.asarray(value.const_value.numpy())
+        i: np.array(value.const_value.numpy())
         for i, (value, host) in enumerate(zip(node.inputs, hosts, strict=True))
         if host and value is not None and value.const_value is not None and not value.is_graph_input()
     }
+    left = [i for i in range(len(node.inputs)) if i not in fixed]
     return Step(
         label,
-        function,
-        tuple(None if value is None or i in fixed else compiler.slots[value] for i, value in enumerate(node.inputs)),
-        hosts,
-        fixed,
+        _bound(function, fixed) if fixed else function,
+        tuple(None if (value := node.inputs[i]) is None else compiler.slots[value] for i in left),
+        tuple(hosts[i] for i in left),
         bodies,
         tuple(compiler.slots[value] if value.name else None for value in node.outputs),
         (),
+        bool(fixed),
     )
+
+
+def _bound(function: Callable[..., Any], fixed: Mapping[int, np.ndarray]) -> Callable[..., Any]:
+    """Return a function of the operands that are left when some are fixed, by position."""
+
+    def call(*operands: Any, **bodies: Any) -> Any:
+        left = iter(operands)
+        count = len(operands) + len(fixed)
+        return function(*(fixed[i] if i in fixed else next(left) for i in range(count)), **bodies)
+
+    return call
 
 
 def _plain(attribute: ir.Attr) -> Any:

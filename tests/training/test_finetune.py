@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -262,6 +263,43 @@ def test_unlabelled_data_wants_a_teacher(files, samples, tmp_path):
     np.savez(tmp_path / "plain.npz", x=samples()["x"])
     with pytest.raises(UserError, match="has no labels; add them, or --teacher"):
         library.finetune(model, out, data=str(tmp_path / "plain.npz"))
+    with pytest.raises(UserError, match="has no labels, which the metric needs"):
+        library.finetune(model, out, data=str(files[1]), eval_data=str(tmp_path / "plain.npz"))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_network_trains_to_the_same_weights(network, samples):
+    made = []
+    for compile in (False, True):
+        model = network()
+        fit(model, Settings(epochs=1, batch=64, compile=compile), data=library.data.open_data(samples()))
+        made.append(model.graph.initializers["w"].const_value.numpy())
+    np.testing.assert_allclose(made[0], made[1], rtol=1e-4, atol=1e-5)
+
+
+def test_mixed_precision(network, samples):
+    model = network()
+    data = library.data.open_data(samples(512))
+    done = fit(model, Settings(epochs=4, batch=32, learning_rate=0.1, precision="bfloat16"), data=data)
+    assert done.history[-1].loss < 0.7 * done.history[0].loss
+    assert model.graph.initializers["w"].dtype == ir.DataType.FLOAT
+
+
+def test_a_model_of_half_precision_keeps_its_type(parse, samples):
+    zeros = ",".join("0" * 24)
+    model = parse(f"g (float16[N,8] x) => (float16[N,3] y) <float[8,3] w = {{{zeros}}}> {{ y = MatMul(x, w) }}")
+    value = model.graph.initializers["w"]
+    value.const_value = ir.Tensor(np.random.default_rng(0).standard_normal((8, 3)).astype(np.float16), name="w")
+    value.type = ir.TensorType(ir.DataType.FLOAT16)
+    drawn = samples()
+    drawn["x"] = drawn["x"].astype(np.float16)
+    before = model.graph.initializers["w"].const_value.numpy()
+    done = fit(model, Settings(epochs=3, batch=32, learning_rate=0.1), data=library.data.open_data(drawn))
+    after = model.graph.initializers["w"].const_value.numpy()
+    assert done.history[-1].loss < done.history[0].loss
+    assert after.dtype == np.float16
+    assert (after != before).all()
 
 
 def test_an_operator_that_torch_does_not_know(graphopt, model_file, tmp_path, samples):

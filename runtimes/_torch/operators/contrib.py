@@ -126,6 +126,7 @@ def fused_gemm(
 
 
 @operator("FusedMatMul", 1, CONTRIB)
+@operator("TransposeMatMul", 1, CONTRIB)
 def fused_mat_mul(
     a: Tensor,
     b: Tensor,
@@ -256,11 +257,3 @@ def bias_split_gelu(x: Tensor, bias: Tensor) -> Tensor:
     """The left half of X + bias times Gelu of the right one."""
     left, right = (x + bias).chunk(2, -1)
     return left * functional.gelu(right)
-
-
-@operator("BiasSoftmax", 1, CONTRIB)
-def bias_softmax(data: Tensor, bias: Tensor, *, axis: int = 1, is_inner_broadcast: int) -> Tensor:
-    """Softmax(data + bias) over the axes from one on; the bias is repeated over the axes before, or those in between."""
-    del is_inner_broadcast  # the shape of the bias says it
-    total = data + bias
-    return total.flatten(axis % total.ndim).softmax(-1).reshape(total.shape)

@@ -90,14 +90,41 @@ def attention(
     if do_rotary or past_present_share_buffer:
         raise ValueError("Attention that rotates or writes into its cache is not computed")
     sizes = list(qkv_hidden_sizes or (projection.shape[1] // 3,) * 3)
-    made = functional.linear(input, projection.T, bias)
-    query, key, value = (heads(x, num_heads) for x in made.split(sizes, -1))
+    query, key, value = functional.linear(input, projection.T, bias).split(sizes, -1)
+    return self_attention(
+        query,
+        key,
+        value,
+        num_heads=num_heads,
+        mask_index=mask_index,
+        past=past,
+        attention_bias=attention_bias,
+        mask_filter_value=mask_filter_value,
+        scale=scale,
+        unidirectional=unidirectional,
+    )
+
+
+def self_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    num_heads: int,
+    mask_index: Tensor | None,
+    past: Tensor | None,
+    attention_bias: Tensor | None = None,
+    mask_filter_value: float,
+    scale: float,
+    unidirectional: int,
+) -> tuple[Tensor, Tensor]:
+    """Return attention of projected [batch, sequence, heads * size], and the new cache of keys and values."""
+    q, k, v = (heads(x, num_heads) for x in (query, key, value))
     if past is not None:
-        key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)
-    mask = _together(query, key, _padding(mask_index, query, key), unidirectional, attention_bias, mask_filter_value)
-    factor = scale or 1 / math.sqrt(query.shape[-1])
-    present = torch.stack([key, value]) if key.shape == value.shape else key
-    return joined(attended(query, key, value, mask, factor)), present
+        k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+    mask = _together(q, k, _padding(mask_index, q, k), unidirectional, attention_bias, mask_filter_value)
+    factor = scale or 1 / math.sqrt(q.shape[-1])
+    return joined(attended(q, k, v, mask, factor)), torch.stack([k, v]) if k.shape == v.shape else k
 
 
 @operator("MultiHeadAttention", 1, CONTRIB)

@@ -7,14 +7,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from graphopt.runtimes._torch.operators import joining, matrix, pooling, quantization
+from graphopt.runtimes._torch.operators import contrib_attention, integer_convolution, joining, matrix, pooling
+from graphopt.runtimes._torch.operators.quantization import dequantize_linear, dynamic_quantize_linear, quantize_linear
 from graphopt.runtimes._torch.table import CONTRIB, operator
 
-operator("QuantizeLinear", 1, CONTRIB)(quantization.quantize_linear)
-operator("DequantizeLinear", 1, CONTRIB)(quantization.dequantize_linear)
+operator("QuantizeLinear", 1, CONTRIB)(quantize_linear)
+operator("DequantizeLinear", 1, CONTRIB)(dequantize_linear)
 
-_wide = quantization.dequantize_linear
-_narrow = quantization.quantize_linear
+
+def _zero(zero: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros((), dtype=like.dtype, device=like.device) if zero is None else zero
 
 
 def _of_two(name: str, compute: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -30,16 +32,12 @@ def _of_two(name: str, compute: Callable[[Tensor, Tensor], Tensor]) -> None:
         c_zero_point: Tensor | None = None,
     ) -> Tensor:
         """An operation of two quantized tensors, quantized."""
-        zero = c_zero_point if c_zero_point is not None else torch.zeros((), dtype=a.dtype)
-        return _narrow(compute(_wide(a, a_scale, a_zero_point), _wide(b, b_scale, b_zero_point)), c_scale, zero)
+        made = compute(dequantize_linear(a, a_scale, a_zero_point), dequantize_linear(b, b_scale, b_zero_point))
+        return quantize_linear(made, c_scale, _zero(c_zero_point, a))
 
 
 _of_two("QLinearAdd", torch.add)
 _of_two("QLinearMul", torch.mul)
-
-
-def _zero(zero: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros((), dtype=like.dtype) if zero is None else zero
 
 
 @operator("QLinearSigmoid", 1, CONTRIB)
@@ -47,7 +45,7 @@ def q_linear_sigmoid(
     x: Tensor, x_scale: Tensor, x_zero_point: Tensor | None, y_scale: Tensor, y_zero_point: Tensor | None = None
 ) -> Tensor:
     """Sigmoid of a quantized tensor, quantized."""
-    return _narrow(torch.sigmoid(_wide(x, x_scale, x_zero_point)), y_scale, _zero(y_zero_point, x))
+    return quantize_linear(torch.sigmoid(dequantize_linear(x, x_scale, x_zero_point)), y_scale, _zero(y_zero_point, x))
 
 
 @operator("QLinearLeakyRelu", 1, CONTRIB)
@@ -61,8 +59,8 @@ def q_linear_leaky_relu(
     alpha: float = 0.01,
 ) -> Tensor:
     """LeakyRelu of a quantized tensor, quantized."""
-    made = torch.nn.functional.leaky_relu(_wide(x, x_scale, x_zero_point), alpha)
-    return _narrow(made, y_scale, _zero(y_zero_point, x))
+    made = torch.nn.functional.leaky_relu(dequantize_linear(x, x_scale, x_zero_point), alpha)
+    return quantize_linear(made, y_scale, _zero(y_zero_point, x))
 
 
 @operator("QLinearSoftmax", 1, CONTRIB)
@@ -73,16 +71,16 @@ def q_linear_softmax(
     y_scale: Tensor,
     y_zero_point: Tensor,
     *,
-    axis: int = -1,
+    axis: int | None = None,
     opset: int,
 ) -> Tensor:
     """Softmax of a quantized tensor, quantized; before opset 13 over all axes from one on."""
-    wide = _wide(x, x_scale, x_zero_point)
+    wide = dequantize_linear(x, x_scale, x_zero_point)
     if opset < 13:
-        made = wide.reshape(*wide.shape[: axis % wide.ndim], -1).softmax(-1).reshape(wide.shape)
+        made = wide.flatten(1 if axis is None else axis % wide.ndim).softmax(-1).reshape(wide.shape)
     else:
-        made = wide.softmax(axis)
-    return _narrow(made, y_scale, y_zero_point)
+        made = wide.softmax(-1 if axis is None else axis)
+    return quantize_linear(made, y_scale, y_zero_point)
 
 
 @operator("QLinearGlobalAveragePool", 1, CONTRIB)
@@ -90,9 +88,9 @@ def q_linear_global_average_pool(
     x: Tensor, x_scale: Tensor, x_zero_point: Tensor, y_scale: Tensor, y_zero_point: Tensor, *, channels_last: int = 0
 ) -> Tensor:
     """The mean of every channel of a quantized tensor, quantized."""
-    wide = _wide(x, x_scale, x_zero_point)
+    wide = dequantize_linear(x, x_scale, x_zero_point)
     axes = list(range(1, x.ndim - 1)) if channels_last else list(range(2, x.ndim))
-    return _narrow(wide.mean(axes, keepdim=True), y_scale, y_zero_point)
+    return quantize_linear(wide.mean(axes, keepdim=True), y_scale, y_zero_point)
 
 
 @operator("QLinearAveragePool", 1, CONTRIB)
@@ -112,7 +110,7 @@ def q_linear_average_pool(
     strides: tuple[int, ...] | None = None,
 ) -> Tensor:
     """The mean of each window of a quantized tensor, quantized."""
-    wide = _wide(x, x_scale, x_zero_point)
+    wide = dequantize_linear(x, x_scale, x_zero_point)
     wide = wide.movedim(-1, 1) if channels_last else wide
     made = pooling.average_pool(
         wide,
@@ -123,14 +121,14 @@ def q_linear_average_pool(
         pads=pads,
         strides=strides,
     )
-    return _narrow(made.movedim(1, -1) if channels_last else made, y_scale, _zero(y_zero_point, x))
+    return quantize_linear(made.movedim(1, -1) if channels_last else made, y_scale, _zero(y_zero_point, x))
 
 
 @operator("QLinearConcat", 1, CONTRIB)
 def q_linear_concat(y_scale: Tensor, y_zero_point: Tensor, *inputs: Tensor, axis: int) -> Tensor:
     """Quantized tensors one after the other; each comes with its scale and zero point."""
-    parts = [_wide(*inputs[i : i + 3]) for i in range(0, len(inputs), 3)]
-    return _narrow(joining.concat(*parts, axis=axis), y_scale, y_zero_point)
+    parts = [dequantize_linear(*inputs[i : i + 3]) for i in range(0, len(inputs), 3)]
+    return quantize_linear(joining.concat(*parts, axis=axis), y_scale, y_zero_point)
 
 
 @operator("QGemm", 1, CONTRIB)
@@ -150,11 +148,11 @@ def q_gemm(
     transB: int = 0,  # noqa: N803
 ) -> Tensor:
     """Gemm of quantized matrices, quantized if a scale is given; C is of the products' scale."""
-    left = _wide(a, a_scale, a_zero_point)
-    right = _wide(b, b_scale, b_zero_point, axis=0 if transB else 1)
+    left = dequantize_linear(a, a_scale, a_zero_point)
+    right = dequantize_linear(b, b_scale, b_zero_point, axis=0 if transB else 1)
     bias = None if c is None else c.to(torch.float64) * (a_scale * b_scale).to(torch.float64) * alpha
     made = matrix.gemm(left.double(), right.double(), bias, alpha=alpha, transA=transA, transB=transB).to(a_scale.dtype)
-    return made if y_scale is None else _narrow(made, y_scale, y_zero_point)
+    return made if y_scale is None else quantize_linear(made, y_scale, y_zero_point)
 
 
 @operator("MatMulIntegerToFloat", 1, CONTRIB)
@@ -177,45 +175,81 @@ def dynamic_quantize_mat_mul(
     a: Tensor, b: Tensor, b_scale: Tensor, b_zero_point: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
     """The product of a matrix, quantized on the way, and a quantized one."""
-    codes, scale, zero = quantization.dynamic_quantize_linear(a)
+    codes, scale, zero = dynamic_quantize_linear(a)
     return mat_mul_integer_to_float(codes, b, scale, b_scale, zero, b_zero_point, bias)
 
 
-@operator("MatMulNBits", 1, CONTRIB)
-def mat_mul_n_bits(
-    a: Tensor,
-    b: Tensor,
-    scales: Tensor,
-    zero_points: Tensor | None = None,
-    g_idx: Tensor | None = None,
-    bias: Tensor | None = None,
+@operator("QAttention", 1, CONTRIB)
+def q_attention(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    input_scale: Tensor,
+    weight_scale: Tensor,
+    mask_index: Tensor | None = None,
+    input_zero_point: Tensor | None = None,
+    weight_zero_point: Tensor | None = None,
+    past: Tensor | None = None,
     *,
-    K: int,  # noqa: N803 (the attributes' names)
-    N: int,  # noqa: N803
-    accuracy_level: int = 0,
-    bits: int = 4,
-    block_size: int,
+    do_rotary: int = 0,
+    mask_filter_value: float = -10000.0,
+    num_heads: int,
+    past_present_share_buffer: int = 0,
+    scale: float = 0.0,
+    unidirectional: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Attention whose projection is of quantized matrices."""
+    if do_rotary or past_present_share_buffer:
+        raise ValueError("QAttention that rotates or writes into its cache is not computed")
+    made = mat_mul_integer_to_float(input, weight, input_scale, weight_scale, input_zero_point, weight_zero_point, bias)
+    parts = made.chunk(3, -1)
+    return contrib_attention.self_attention(
+        *parts,
+        num_heads=num_heads,
+        mask_index=mask_index,
+        past=past,
+        mask_filter_value=mask_filter_value,
+        scale=scale,
+        unidirectional=unidirectional,
+    )
+
+
+@operator("QLinearConv", 1, CONTRIB)
+def q_linear_conv(
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero_point: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    w_zero_point: Tensor,
+    y_scale: Tensor,
+    y_zero_point: Tensor,
+    b: Tensor | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    channels_last: int = 0,
+    dilations: tuple[int, ...] | None = None,
+    group: int = 1,
+    kernel_shape: tuple[int, ...] | None = None,
+    pads: tuple[int, ...] | None = None,
+    strides: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """A times a matrix [N, K] in blocks of few bits, transposed."""
-    del accuracy_level  # how others round A
-    if g_idx is not None:
-        raise ValueError("MatMulNBits with an order of its own (g_idx) is not computed")
-    blocks = -(-K // block_size)
-    codes = _unpacked(b.reshape(N, blocks, -1), bits).to(scales.dtype)
-    if zero_points is None:
-        zeros: Tensor = scales.new_full((N, blocks, 1), 2 ** (bits - 1))
-    elif zero_points.dtype.is_floating_point:
-        zeros = zero_points.reshape(N, blocks, 1)
-    else:
-        zeros = _unpacked(zero_points.reshape(N, -1), bits)[:, :blocks, None].to(scales.dtype)
-    matrix_ = ((codes - zeros) * scales.reshape(N, blocks, 1)).reshape(N, -1)[:, :K].to(a.dtype)
-    made = a @ matrix_.T
-    return made if bias is None else made + bias
-
-
-def _unpacked(x: Tensor, bits: int) -> Tensor:
-    """Return the numbers in bytes, the lowest bits first."""
-    if bits == 8:
-        return x
-    parts = [(x >> shift) & (2**bits - 1) for shift in range(0, 8, bits)]
-    return torch.stack(parts, -1).flatten(-2)
+    """Convolution of quantized tensors, quantized; channels perhaps last."""
+    made: Tensor = integer_convolution.q_linear_conv(
+        x.movedim(-1, 1) if channels_last else x,
+        x_scale,
+        x_zero_point,
+        w,
+        w_scale,
+        w_zero_point,
+        y_scale,
+        y_zero_point,
+        b,
+        auto_pad=auto_pad,
+        dilations=dilations,
+        group=group,
+        kernel_shape=kernel_shape,
+        pads=pads,
+        strides=strides,
+    )
+    return made.movedim(1, -1) if channels_last else made

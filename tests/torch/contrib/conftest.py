@@ -5,15 +5,20 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from graphopt.runtimes._torch import values
 from graphopt.runtimes._torch.module import OnnxModule
 
 
 def model_of(op_type, arrays, outputs, attributes):
-    """Return a model of one node, whose inputs are arrays, or None for those that are absent."""
-    feeds = {f"x{i}": array for i, array in enumerate(arrays) if array is not None}
+    """Return a model of one node, and what to feed it; the inputs are arrays, or None for those that are absent.
+
+    Element types that ONNX Runtime does not take from outside become initializers.
+    """
+    held = {f"x{i}": np.asarray(array) for i, array in enumerate(arrays) if array is not None}
+    narrow = {name: array for name, array in held.items() if array.dtype.kind == "V"}
+    feeds = {name: array for name, array in held.items() if name not in narrow}
     given = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
         for name, array in feeds.items()
@@ -26,7 +31,9 @@ def model_of(op_type, arrays, outputs, attributes):
         domain="com.microsoft",
         **attributes,
     )
-    graph = helper.make_graph([node], "g", given, [helper.make_empty_tensor_value_info(name) for name in made])
+    ports = [helper.make_empty_tensor_value_info(name) for name in made]
+    stored = [numpy_helper.from_array(array, name) for name, array in narrow.items()]
+    graph = helper.make_graph([node], "g", given, ports, stored)
     versions = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=versions, ir_version=9), feeds
 
