@@ -40,7 +40,6 @@ class Teacher:
         place = find_target(target)
         tapped, self._names = tap(model, tensors, path)
         self._path = path
-        self._device = torch.device("cpu")
         try:
             self._session = runtime.open_session(tapped, place)
             self.session: Session = runtime.open_session(model, place)

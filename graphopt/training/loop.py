@@ -314,8 +314,11 @@ class Training:
             raise UserError(f"{self._data.name}: has no labels; add them, or --teacher to learn from another network")
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
-        with self._arithmetic():
-            made = self._run({name: x.to(self._device) for name, x in inputs.items()})
+        try:
+            with self._arithmetic():
+                made = self._run({name: x.to(self._device) for name, x in inputs.items()})
+        except ExecutionError as error:
+            raise UserError(f"{self._data.name}: the model does not run on this data: {error}") from None
         outputs, inner, projected = (_widened(tensors) for tensors in made)
         loss = self._objective((outputs, inner, projected), targets, taught)
         self._optimizer.zero_grad(set_to_none=True)
