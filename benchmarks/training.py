@@ -107,7 +107,7 @@ def qat(args: argparse.Namespace) -> None:
         after,
         trained,
         data=str(prepare(args.arrays, args.work)),
-        eval_data=str(args.arrays / "resnet_validation.npz"),
+        eval_data="" if args.last else str(args.arrays / "resnet_validation.npz"),
         epochs=args.epochs or 2,
         learning_rate=0.002,
         augment=("flip", "crop"),
@@ -244,6 +244,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--scales", choices=("fixed", "learned"), default="learned")
     parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--last", action="store_true", help="qat: take the last epoch, however it scores.")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     STAGES[args.stage](args)

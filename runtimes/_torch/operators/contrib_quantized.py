@@ -7,7 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from graphopt.runtimes._torch.operators import contrib_attention, integer_convolution, joining, matrix, pooling
+from graphopt.runtimes._torch.operators import (
+    contrib_attention,
+    integer_convolution,
+    joining,
+    matrix,
+    pooling,
+)
 from graphopt.runtimes._torch.operators.quantization import dequantize_linear, dynamic_quantize_linear, quantize_linear
 from graphopt.runtimes._torch.table import CONTRIB, operator
 
@@ -253,3 +259,45 @@ def q_linear_conv(
         strides=strides,
     )
     return made.movedim(1, -1) if channels_last else made
+
+
+@operator("NhwcMaxPool", 1, CONTRIB)
+def nhwc_max_pool(
+    x: Tensor,
+    *,
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    dilations: tuple[int, ...] | None = None,
+    kernel_shape: tuple[int, ...],
+    pads: tuple[int, ...] | None = None,
+    strides: tuple[int, ...] | None = None,
+) -> Tensor:
+    """The largest element of each window; channels last."""
+    made: Tensor = pooling.max_pool(
+        x.movedim(-1, 1),
+        auto_pad=auto_pad,
+        ceil_mode=ceil_mode,
+        dilations=dilations,
+        kernel_shape=kernel_shape,
+        pads=pads,
+        strides=strides,
+        outputs_=1,
+    )
+    return made.movedim(1, -1)
+
+
+@operator("QLinearWhere", 1, CONTRIB)
+def q_linear_where(
+    condition: Tensor,
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero_point: Tensor,
+    y: Tensor,
+    y_scale: Tensor,
+    y_zero_point: Tensor,
+    z_scale: Tensor,
+    z_zero_point: Tensor,
+) -> Tensor:
+    """X where the condition holds, else Y, of quantized tensors, quantized."""
+    left, right = dequantize_linear(x, x_scale, x_zero_point), dequantize_linear(y, y_scale, y_zero_point)
+    return quantize_linear(torch.where(condition, left, right), z_scale, z_zero_point)

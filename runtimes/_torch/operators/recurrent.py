@@ -123,7 +123,7 @@ def _run(
     if fused is not None and full:
         y, finals = fused(inputs, starts, direction == "reverse")
     else:
-        ends = None if full else torch.from_numpy(lengths).to(x.device)
+        ends = None if full else torch.tensor(lengths, device=x.device)
         y, finals = _by_steps(inputs, w, b, starts, make, ends, direction == "reverse")
     if layout:
         return y.permute(2, 0, 1, 3), *(f.transpose(0, 1) for f in finals)

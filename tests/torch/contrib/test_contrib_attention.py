@@ -7,6 +7,8 @@ import pytest
 
 pytest.importorskip("torch")
 
+from graphopt.runtime import ExecutionError
+
 
 B, S, N, H, D = 2, 5, 4, 2, 32  # batch, sequence, heads, heads of keys, size of a head
 PLACES = np.arange(32)[:, None] / 10.0 ** (np.arange(D // 2) / 4)
@@ -163,3 +165,76 @@ def test_group_query_attention(against_ort, name):
 def test_rotary_embedding(against_ort, name):
     arrays, attributes = ROTARY[name]
     against_ort("RotaryEmbedding", arrays, **attributes)
+
+
+@pytest.mark.parametrize("options", [{"qk_output": 1, "softcap": 2.0}, {"qk_output": 1, "local_window_size": 2}])
+def test_scores_of_group_query_attention(against_ort, options):
+    against_ort("GroupQueryAttention", START, 4, num_heads=N, kv_num_heads=H, **options)
+    against_ort("GroupQueryAttention", START, 4, num_heads=N, kv_num_heads=H, **options | {"qk_output": 2})
+
+
+def test_scores_of_multi_head_attention(by_torch):
+    output, _, _, scores = by_torch("MultiHeadAttention", [Q, K, V], 4, num_heads=N)
+    query, key, value = (x.reshape(B, -1, N, D).transpose(0, 2, 1, 3) for x in (Q, K, V))
+    np.testing.assert_allclose(scores, query @ key.transpose(0, 1, 3, 2) / np.sqrt(D), rtol=1e-4, atol=1e-5)
+    shares = np.exp(scores - scores.max(-1, keepdims=True))
+    wanted = shares / shares.sum(-1, keepdims=True) @ value
+    np.testing.assert_allclose(output, wanted.transpose(0, 2, 1, 3).reshape(B, -1, N * D), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [0, 1])
+def test_first_sequences_of_different_lengths(against_ort, causal):
+    arrays = [Q, KEYS, VALUES, None, None, whole(2, 4), whole(S)]
+    wanted, actual = against_ort(
+        "GroupQueryAttention", arrays, 3, compared=0, num_heads=N, kv_num_heads=H, causal=causal
+    )
+    for b, end in enumerate((3, 5)):
+        np.testing.assert_allclose(actual[0][b, :end], wanted[0][b, :end], atol=1e-5)
+
+
+def test_packed_heads_are_those_apart(by_torch):
+    together = floats(B, S, N, 3, D)
+    apart = [together[:, :, :, i].reshape(B, S, N * D) for i in range(3)]
+    wanted = by_torch("MultiHeadAttention", [*apart, BIAS], num_heads=N)[0]
+    packed = by_torch("MultiHeadAttention", [together, None, None, BIAS], num_heads=N)[0]
+    np.testing.assert_allclose(packed, wanted, atol=1e-6)
+    half = by_torch("MultiHeadAttention", [apart[0], together[:, :, :, 1:], None, BIAS], num_heads=N)[0]
+    np.testing.assert_allclose(half, wanted, atol=1e-6)
+
+
+def test_a_mask_that_is_part_of_a_larger_one(by_torch):
+    mask = np.tril(np.ones((B, 1, 8, 8), np.int32))
+    wanted = by_torch("Attention", [X, W, BIAS], num_heads=N, unidirectional=1)[0]
+    np.testing.assert_allclose(by_torch("Attention", [X, W, BIAS, mask], num_heads=N)[0], wanted, atol=1e-6)
+
+
+def test_attention_without_a_bias(by_torch):
+    wanted = by_torch("Attention", [X, W, np.zeros_like(BIAS)], num_heads=N)[0]
+    np.testing.assert_allclose(by_torch("Attention", [X, W], num_heads=N)[0], wanted, atol=1e-6)
+
+
+def test_queries_and_keys_are_normalized_before_they_are_rotated(by_torch):
+    gains = [floats(D), floats(D, seed=1)]
+    normal = [
+        x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) for x in (Q.reshape(B, S, N, D), KEYS.reshape(B, S, H, D))
+    ]
+    flat = [(x * gain).reshape(B, S, -1) for x, gain in zip(normal, gains, strict=True)]
+    options = {"num_heads": N, "kv_num_heads": H, "do_rotary": 1}
+    wanted = by_torch("GroupQueryAttention", [*flat, *START[2:], COS, SIN], 3, **options)
+    actual = by_torch("GroupQueryAttention", [*START, COS, SIN, *(None,) * 5, *gains], 3, **options)
+    for one, other in zip(wanted, actual, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("op_type", "arrays", "options"),
+    [
+        ("Attention", [X, W, BIAS], {"num_heads": N, "do_rotary": 1}),
+        ("Attention", [X, W, BIAS], {"num_heads": N, "past_present_share_buffer": 1}),
+        ("GroupQueryAttention", START, {"num_heads": N, "kv_num_heads": H, "k_quant_type": "PER_TENSOR"}),
+        ("GroupQueryAttention", START, {"num_heads": N, "kv_num_heads": H, "sliding_window_cache": 1}),
+    ],
+)
+def test_what_is_not_computed_is_refused(by_torch, op_type, arrays, options):
+    with pytest.raises(ExecutionError, match="is not computed"):
+        by_torch(op_type, arrays, **options)

@@ -161,6 +161,29 @@ def test_convolution(against_ort, last):
     against_ort("QLinearConv", arrays, steps=1, channels_last=last, pads=[1, 1, 1, 1], strides=[2, 1])
 
 
+@pytest.mark.parametrize("dtype", KINDS)
+def test_largest_of_windows(against_ort, dtype):
+    against_ort("NhwcMaxPool", [codes(dtype, 1, 6, 5, 3)], kernel_shape=[3, 2], pads=[1, 0, 0, 1], strides=[2, 1])
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+def test_choice(against_ort, dtype):
+    x, y, chosen = codes(dtype, 2, 3, 4), codes(dtype, 3, 1, seed=1), floats(2, 1, 4) > 0
+    arrays = [chosen, x, real(0.1), dtype(3), y, real(0.2), dtype(7), real(0.3), dtype(9)]
+    against_ort("QLinearWhere", arrays, steps=1)
+
+
+@pytest.mark.parametrize("columns", [1, 20])
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_recurrence(against_ort, direction, columns):
+    count = 2 if direction == "bidirectional" else 1
+    arrays = [floats(4, 3, 6), codes(np.int8, count, 6, 20), codes(np.int8, count, 5, 20), floats(count, 40)]
+    shape = (count, columns) if columns > 1 else (count,)
+    scale, zero = np.full(shape, 0.004, np.float32), np.zeros(shape, np.int8)
+    arrays += [None, None, None, None, scale, zero, scale, zero]
+    against_ort("DynamicQuantizeLSTM", arrays, 3, hidden_size=5, direction=direction, atol=2e-2)
+
+
 @pytest.mark.parametrize(
     ("more", "causal"), [([], 0), ([MASK, np.uint8(120), np.int8(0)], 1), ([None, np.uint8(9), np.int8(0)], 1)]
 )
@@ -202,3 +225,9 @@ def test_slices_of_blocks(against_ort, dtype, zeros):
 def test_weights_in_the_order_of_a_device_are_refused(by_torch):
     with pytest.raises(ExecutionError, match="in the order of a device is not computed"):
         by_torch("MatMulNBits", blocks(4), K=80, N=6, bits=4, block_size=32, weight_prepacked=1)
+
+
+def test_blocks_along_the_axis_of_slices_are_refused(by_torch):
+    arrays = [codes(np.uint8, 7, 32), np.array([1]), floats(7, 2)]
+    with pytest.raises(ExecutionError, match="along the blocks, or of floats, is not computed"):
+        by_torch("GatherBlockQuantized", arrays, block_size=32, gather_axis=1, quantize_axis=1)
