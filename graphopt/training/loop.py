@@ -128,7 +128,7 @@ class Training:
     def __init__(self, model: ir.Model, settings: Settings, data: Data | None = None) -> None:
         """Prepare everything; see `fit`."""
         self._model, self._settings = model, settings
-        self._data = data or _open(settings.data)
+        self._data = data or open_data(settings.data)
         ports = runtime.model_inputs(model)
         self._data.check(ports)
         text = next((port.name for port in ports if port.dtype == ir.DataType.STRING), None)
@@ -350,12 +350,6 @@ def _widened(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     half = (torch.bfloat16, torch.float16)
     found = {name: x for name, x in tensors.items() if isinstance(x, Tensor)}
     return {name: x.float() if x.dtype in half else x for name, x in found.items()}
-
-
-def _open(source: str) -> Data:
-    if not source:
-        raise PreconditionError("needs training data; add data=FILE")
-    return open_data(source)
 
 
 def _device(name: str) -> torch.device:

@@ -11,11 +11,13 @@ With evaluation data the weights of the best epoch are taken; if none is better 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from typing import Any
 
 import onnx_ir as ir
 
-from graphopt.passbase import TRAINED, Pass, Result
+from graphopt.errors import UserError
+from graphopt.passbase import TRAINED, Pass, PreconditionError, Result
 from graphopt.training.settings import Settings
 
 
@@ -26,6 +28,10 @@ class Finetune(Settings, Pass):
     contract = TRAINED
 
     def call(self, model: ir.Model) -> Result:
+        if not self.data:
+            raise PreconditionError("needs training data; add data=FILE")
+        if importlib.util.find_spec("torch") is None:
+            raise UserError("finetune: needs PyTorch; install 'graphopt[torch]'")
         from graphopt.training.loop import fit
 
         done = fit(model, self)

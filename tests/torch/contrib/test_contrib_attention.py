@@ -9,7 +9,6 @@ pytest.importorskip("torch")
 
 from graphopt.runtime import ExecutionError
 
-
 B, S, N, H, D = 2, 5, 4, 2, 32  # batch, sequence, heads, heads of keys, size of a head
 PLACES = np.arange(32)[:, None] / 10.0 ** (np.arange(D // 2) / 4)
 COS, SIN = np.cos(PLACES).astype(np.float32), np.sin(PLACES).astype(np.float32)
