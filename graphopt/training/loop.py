@@ -116,7 +116,7 @@ def fit(model: ir.Model, settings: Settings, *, data: Data | None = None) -> Fit
         data: training data, in place of what the settings name.
 
     Raises:
-        PreconditionError: there is nothing to train, or torch cannot execute the model.
+        PreconditionError: there is nothing to train or to learn from, or torch cannot execute the model.
         UserError: data, teacher or settings do not fit the model, or the loss is no number any more.
     """
     return Training(model, settings, data).run()
@@ -134,6 +134,10 @@ class Training:
         text = next((port.name for port in ports if port.dtype == ir.DataType.STRING), None)
         if text:
             raise PreconditionError(f"input '{text}' is text, on which torch does not compute")
+        if not settings.teacher and next(self._data.batches(1, 1), (None, None))[1] is None:
+            raise PreconditionError(
+                f"{self._data.name}: has no labels; add them, or --teacher to learn from another network"
+            )
         self._device = _device(settings.device)
         self._rank, self._world = distributed.join(self._device)
         size = batch_size(ports, settings.batch)
@@ -310,8 +314,6 @@ class Training:
         if self._teacher:
             outputs, inner = self._teacher.run({name: x.numpy() for name, x in inputs.items()})
             taught = self._placed(outputs), self._placed(inner)
-        elif targets is None:
-            raise UserError(f"{self._data.name}: has no labels; add them, or --teacher to learn from another network")
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         try:
