@@ -334,3 +334,18 @@ def test_training_in_two_processes_is_training_in_one(files, tmp_path):
     one, other = content(single), content(double)
     for name, array in one.items():
         np.testing.assert_allclose(array, other[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_recipe_trains_and_the_referee_looks_at_the_metric_alone(graphopt, files, tmp_path):
+    model, train, held, out = files
+    recipe = tmp_path / "recipe.yaml"
+    for rate, status in ((0.1, "kept"), (1e-12, "skipped")):
+        recipe.write_text(
+            f"steps:\n  - pass: finetune\n    data: {train}\n    eval_data: {held}\n    epochs: 2\n"
+            f"    batch: 32\n    learning_rate: {rate}\n"
+        )
+        ran = graphopt("optimize", model, "--recipe", recipe, "--eval-data", held, "-o", out, "--json")
+        assert ran.code == 0, ran.err
+        (step,) = ran.json["steps"]
+        assert step["status"] == status
+        assert (ran.json["metric"]["drop"] < 0) == (status == "kept")
