@@ -16,7 +16,6 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graphopt.errors import UserError
 from graphopt.passbase import TRAINED, Pass, PreconditionError, Result
 from graphopt.training.settings import Settings
 
@@ -31,7 +30,7 @@ class Finetune(Settings, Pass):
         if not self.data:
             raise PreconditionError("needs training data; add data=FILE")
         if importlib.util.find_spec("torch") is None:
-            raise UserError("finetune: needs PyTorch; install 'graphopt[torch]'")
+            raise PreconditionError("needs PyTorch; install 'graphopt[torch]'")
         from graphopt.training.loop import fit
 
         done = fit(model, self)
