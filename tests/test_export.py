@@ -199,8 +199,8 @@ def test_a_file_that_differs_is_not_written(graphopt, net, tmp_path, monkeypatch
     """A fault of the exporter, pretended: the check must notice."""
     honest = capture.capture
 
-    def faulty(*args):
-        model, notes = honest(*args)
+    def faulty(*args, **options):
+        model, notes = honest(*args, **options)
         weight = next(v for v in model.graph.initializers.values() if v.const_value.size > 50)
         weight.const_value = ir.tensor(weight.const_value.numpy() * 1.01, name=weight.name)
         return model, notes
@@ -320,3 +320,15 @@ def test_trained_for_quantization(net):
     executed = [node.op_type for node in runtime.find(place).optimized(io.load("out.onnx"), place).graph]
     assert {"QLinearConv", "QGemm"} <= set(executed)
     assert not {"Conv", "FusedConv", "Gemm"} & set(executed)
+
+
+def test_batch_normalization_is_kept_for_those_who_train(tmp_path):
+    from graphopt.models import resnet
+
+    counts = {}
+    for keep in (False, True):
+        path = tmp_path / f"{keep}.onnx"
+        inputs = resnet.example_inputs()
+        package.export(resnet.resnet20(width=4), path, inputs=inputs, dynamic=resnet.DYNAMIC, keep_batchnorm=keep)
+        counts[keep] = sum(node.op_type == "BatchNormalization" for node in io.load(path).graph)
+    assert counts == {False: 0, True: 19}
