@@ -4,7 +4,8 @@ A stored weight (integers or narrow floats that only DequantizeLinear reads, per
 master, and the node that dequantizes it computes what it would if the master were rounded and stored: values within
 range pass their gradient on as if rounding were the identity (the straight-through estimator of Bengio et al.,
 arXiv:1308.3432), those outside pass none. A QuantizeLinear whose output reaches nothing but DequantizeLinear, perhaps
-through operators that only move numbers, is simulated by whole numbers held in floats. Scales may be learned with the
+through operators that only move numbers, is simulated by whole numbers held in floats; so is DynamicQuantizeLinear in
+front of an integer product, through which earlier weights train. Scales may be learned with the
 gradient, and its scaling, of LSQ (Esser et al., arXiv:1902.08153).
 
 The scale of an int32 bias is by ONNX Runtime's rules the product of those of input and weight; where these are learned,
@@ -236,6 +237,7 @@ def quantization_of(model: ir.Model, trainable: Collection[str], *, learn_scales
             overrides[node] = _same if stored[name].factors else functools.partial(_fake, grid)
     for node in simulated:
         _simulate(node, scales, overrides)
+    overrides |= dict.fromkeys(filter(_is_dynamic, model.graph), _dynamic)
     return Quantization(stored, scales, overrides, refused)
 
 
@@ -267,6 +269,25 @@ def _dequantized(axis: int, block: int, x: Tensor, scale: Tensor, zero: Tensor |
     """Compute what DequantizeLinear does, of whole numbers held in floats."""
     wide, offset = Grid(torch.int8, axis, block, learned=False).parameters(x.shape, scale, zero)
     return (x - offset) * wide
+
+
+def _dynamic(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute what DynamicQuantizeLinear does, as whole numbers held in floats; the range gets no gradient."""
+    _, scale, zero = quantization.dynamic_quantize_linear(x.detach())
+    return (_Round.apply(x / scale) + zero.to(x.dtype)).clamp(0, 255), scale, zero
+
+
+def _is_dynamic(node: ir.Node) -> bool:
+    """Tell whether nothing but products that become floats at once read what DynamicQuantizeLinear quantizes."""
+    if node.op_type != "DynamicQuantizeLinear" or node.outputs[0].is_graph_output():
+        return False
+    for product, index in node.outputs[0].uses():
+        if product.graph is not node.graph or product.op_type not in _INTEGER_PRODUCTS or index:
+            return False
+        made = product.outputs[0]
+        if made.is_graph_output() or any(user.op_type != "Cast" for user, _ in made.uses()):
+            return False
+    return True
 
 
 def _readers(value: ir.Value) -> tuple[list[ir.Node], list[ir.Node]]:

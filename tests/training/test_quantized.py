@@ -173,3 +173,27 @@ def test_integers_of_four_bits_come_back_as_such(parse):
     value = model.graph.initializers["w"]
     assert value.const_value.dtype == ir.DataType.INT4
     assert value.const_value.nbytes == 12
+
+
+def test_earlier_weights_train_through_dynamic_quantization(parse):
+    text = f"""<ir_version: 10, opset_import: ["": 21]> g (float[N,8] x) => (float[N,3] y)
+    <float[8,8] u = {numbers(np.eye(8))}, int8[8,3] w = {numbers(RNG.integers(-99, 99, (8, 3)))}, float s = {{0.02}}>
+    {{ h = MatMul(x, u)  q, a, z = DynamicQuantizeLinear(h)  p = MatMulInteger(q, w, z)  f = Cast<to = 1>(p)
+    t = Mul(a, s)  y = Mul(f, t) }}"""
+    model = parse(text)
+    module = OnnxModule(model, ["u"])
+    made = module({"x": torch.from_numpy(X)})["y"]
+    expected = runtime.open_session(model, target.find("cpu{level=none}")).run({"x": X})["y"]
+    np.testing.assert_allclose(made.detach(), expected, rtol=1e-5, atol=1e-5)
+    made.sum().backward()
+    weights = torch.from_numpy(model.graph.initializers["w"].const_value.numpy()).float() * 0.02
+    wanted = torch.from_numpy(X).T @ weights.sum(1).expand(len(X), 8)
+    torch.testing.assert_close(module.weights()["u"].grad, wanted, rtol=1e-4, atol=1e-3)
+    before = float(made.detach().square().mean())
+    fit(
+        model,
+        Settings(epochs=3, batch=16, loss="mse", learning_rate=0.05),
+        data=data.open_data({"x": X, "labels": X[:, :3] * 0}),
+    )
+    after = runtime.open_session(model, target.find("cpu")).run({"x": X})["y"]
+    assert float(np.square(after).mean()) < 0.8 * before
