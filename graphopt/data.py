@@ -186,7 +186,7 @@ class NpzData(_Arrays):
                     if not member.endswith(".npy"):
                         raise ValueError(f"it holds '{member}', which is not a .npy array")
                     with archive.open(member) as stream:
-                        dtype, shape, _ = _header(stream)
+                        dtype, shape, _ = npy_header(stream)
                         arrays[member.removesuffix(".npy")] = _Array(dtype, shape)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; check the path") from None
@@ -201,7 +201,7 @@ class NpzData(_Arrays):
         with zipfile.ZipFile(self._path) as archive:
             streams = {key: archive.open(f"{key}.npy") for key in self._arrays}
             try:
-                headers = {key: _header(stream) for key, stream in streams.items()}
+                headers = {key: npy_header(stream) for key, stream in streams.items()}
                 whole = {key: _read(streams[key], h[0], h[1], fortran=True) for key, h in headers.items() if h[2]}
                 for start in range(0, end, size):
                     count = min(size, end - start)
@@ -297,8 +297,12 @@ def _check_array(name: str, port: Port, array: _Array) -> None:
         )
 
 
-def _header(stream: Any) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
-    """Read the header of a .npy stream: element type, shape, and whether it is in Fortran order."""
+def npy_header(stream: Any) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
+    """Read the header of a .npy stream: element type, shape, and whether it is in Fortran order.
+
+    Raises:
+        ValueError: it is none, or of Python objects.
+    """
     major, _ = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)

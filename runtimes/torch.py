@@ -24,10 +24,27 @@ class TorchRuntime(Runtime):
     """A graph as a torch module; `torch{device=cuda compile=1}` runs it on a GPU, compiled."""
 
     def open(self, model: ir.Model, target: Target) -> Session:
-        return TorchSession(model, _device(target), compiled=_settings(target).get("compile") in ("1", "true"))
+        settings = _settings(target)
+        device = self.device(settings.get("device", "cpu"))
+        return TorchSession(model, device, compiled=settings.get("compile") in ("1", "true"))
 
     def open_file(self, path: str | Path, target: Target) -> Session:
         return self.open(io.load(path), target)
+
+    def device(self, name: str) -> Any:
+        """Return the torch device of that name: cpu, cuda, cuda:1, ...
+
+        Raises:
+            UserError: torch is not installed, or has no such device here.
+        """
+        torch = _library()
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"device '{name}': torch has none of this name here ({reason}); choose cpu") from None
+        return device
 
     def unsupported(self, model: ir.Model) -> list[tuple[str, str]]:
         """Return `(node, reason)` for everything in a model that torch cannot execute.
@@ -57,7 +74,6 @@ class TorchSession(Session):
     """A module behind graphopt's protocol."""
 
     def __init__(self, model: ir.Model, device: Any, *, compiled: bool) -> None:
-
         from graphopt.runtimes._torch.module import OnnxModule
 
         module = OnnxModule(model).to(device).eval()
@@ -126,20 +142,3 @@ def _settings(target: Target) -> dict[str, str]:
     if unknown:
         raise UsageError(f"target {target.name}: unknown option '{unknown[0]}'; it has {', '.join(_OPTIONS)}")
     return settings
-
-
-def _device(target: Target) -> Any:
-    """Return the torch device of a target.
-
-    Raises:
-        UserError: torch is not installed, or does not have the device.
-    """
-    torch = _library()
-    name = _settings(target).get("device", "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"target {target.name}: this torch has no device '{name}' ({reason}); choose cpu") from None
-    return device

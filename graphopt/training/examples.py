@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from graphopt.data import ArrayData, Batch, Data, NpzData
+from graphopt.data import ArrayData, Batch, Data, NpzData, npy_header
 
 
 class Examples(Protocol):
@@ -84,9 +84,7 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.nd
     with archive.open(info) as stream:
         if info.compress_type != zipfile.ZIP_STORED:
             return np.lib.format.read_array(stream, allow_pickle=False)
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(stream)
+        dtype, shape, fortran = npy_header(stream)
         header = stream.tell()
     with path.open("rb") as file:
         file.seek(info.header_offset)

@@ -14,7 +14,7 @@ from graphopt import classes, io, metrics, runtime, spec
 from graphopt.classes import ClassScore
 from graphopt.data import Data, fitted_batches, open_data
 from graphopt.errors import UserError
-from graphopt.metrics import Change, Metric, Score
+from graphopt.metrics import Change, Metric
 from graphopt.pipeline import Pipeline, begin, feeds_for
 from graphopt.runtime import Port, Session
 from graphopt.target import find as find_target
@@ -70,7 +70,7 @@ class Finetuned:
 
 
 def finetune(
-    model: str | Path, output: str | Path, *, target: str = "cpu", folds: int = 0, **settings: Any
+    model: str | Path, output: str | Path, *, target: str = "cpu", folds: int = 0, resume: bool = True, **settings: Any
 ) -> Finetuned:
     """Train the weights of a model and write it.
 
@@ -83,13 +83,15 @@ def finetune(
         output: path to write.
         target: where the result is verified and scored.
         folds: besides, estimate the metric by stratified cross-validation with that many trainings.
+        resume: whether to go on from the checkpoint of a training like this one that was interrupted; it lies beside
+            the output unless the settings name another place, and is gone in the end.
         settings: fields of `graphopt.training.settings.Settings`: `data`, `eval_data`, `epochs`, `teacher`, ...
 
     Raises:
         UserError: anything the caller can fix; nothing is written.
     """
     start = time.perf_counter()
-    pass_: Any = spec.build(_NAME, settings)
+    pass_: Any = spec.build(_NAME, {"checkpoint": f"{output}.checkpoint", **settings})
     if not pass_.data:
         raise UserError(f"{_NAME}: needs training data; add --data FILE")
     place, loaded = find_target(target), io.load(model)
@@ -98,7 +100,11 @@ def finetune(
     teacher = io.load(pass_.teacher) if pass_.teacher else None
     sources = [*loaded.meta[io.FILES], *(teacher.meta[io.FILES] if teacher else ())]
     files = [file for source in (data, evaluation) if source for file in source.files]
-    io.check_writable(output, [*sources, *files])
+    checkpoint = Path(pass_.checkpoint)
+    for path in (output, checkpoint):
+        io.check_writable(path, [*sources, *files])
+    if not resume:
+        checkpoint.unlink(missing_ok=True)
     opened = begin(loaded, place, (), str(model))
     ports = runtime.model_inputs(opened.model)
     pipeline = Pipeline(opened, place, feeds_for(opened, data, pass_.seed, str(model)), pass_.seed)
@@ -115,6 +121,7 @@ def finetune(
         pipeline.model.metadata_props[io.PROVENANCE] = io.provenance(pipeline.kept, hashes, pass_.seed)
         io.save(pipeline.model, output)
         written = str(output)
+        checkpoint.unlink(missing_ok=True)
     change, rows, confusion = _judged(pass_, evaluation, before, pipeline.session, ports)
     return Finetuned(
         str(model),
@@ -140,6 +147,7 @@ def distill(
     *,
     target: str = "cpu",
     folds: int = 0,
+    resume: bool = True,
     **settings: Any,
 ) -> Finetuned:
     """Train a student to compute what its teacher computes, with labels or without, and write it.
@@ -149,13 +157,12 @@ def distill(
         student: path of the .onnx file to train.
         output: path to write.
         target: where the result is verified and scored.
-        folds: see `finetune`.
-        settings: see `finetune`.
+        folds, resume, settings: see `finetune`.
 
     Raises:
         UserError: anything the caller can fix; nothing is written.
     """
-    return finetune(student, output, target=target, folds=folds, teacher=str(teacher), **settings)
+    return finetune(student, output, target=target, folds=folds, resume=resume, teacher=str(teacher), **settings)
 
 
 def _judged(
@@ -170,14 +177,22 @@ def _judged(
     reference = before
     if settings.teacher and isinstance(metric, Metric) and metric.needs == "reference":
         reference = runtime.open_session(io.load(settings.teacher), find_target(settings.teacher_target))
-    scores: list[Score] = [metrics.evaluate(metric, session, data, ports, reference) for session in (before, after)]
-    change = metrics.change(metric, scores[0], scores[1], settings.seed)
-    pairs = []
+    parts, pairs = [], []
     for feeds, labels, count in fitted_batches(data, ports):
-        found = None if labels is None else metrics.class_pairs(after.run(feeds), labels, count)
-        if found is None:
-            return change, [], None
-        pairs.append(found)
-    together = np.concatenate(pairs)
+        outputs = after.run(feeds)
+        if isinstance(metric, Metric):
+            expected = reference.run(feeds) if metric.needs == "reference" else None
+            parts.append(metrics.batch_rows(metric, outputs, labels, expected, count, data.name))
+        pairs.append(None if labels is None else metrics.class_pairs(outputs, labels, count))
+    old = metrics.evaluate(metric, before, data, ports, reference)
+    if isinstance(metric, Metric):
+        new = metrics.score(metric, parts, data.name)
+    else:
+        new = metrics.evaluate(metric, after, data, ports)
+    change = metrics.change(metric, old, new, settings.seed)
+    known = [found for found in pairs if found is not None]
+    if len(known) < len(pairs):
+        return change, [], None
+    together = np.concatenate(known)
     rows = classes.class_scores(together)
     return change, rows, classes.confusion(together) if len(rows) <= _MOST_CLASSES else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -39,6 +39,7 @@ class Teacher:
         model = io.load(path)
         place = find_target(target)
         tapped, self._names = tap(model, tensors, path)
+        self._own = {value.name for value in model.graph.outputs}
         self._path = path
         try:
             self._session = runtime.open_session(tapped, place)
@@ -53,7 +54,7 @@ class Teacher:
         except ExecutionError as error:
             raise UserError(f"{self._path}: does not run on the training data: {error}") from None
         inner = {name: outputs[output] for name, output in self._names.items()}
-        return {name: array for name, array in outputs.items() if name not in self._names.values()}, inner
+        return {name: array for name, array in outputs.items() if name in self._own}, inner
 
 
 def tap(model: ir.Model, tensors: Sequence[str], name: str) -> tuple[ir.Model, dict[str, str]]:
@@ -85,18 +86,24 @@ class Learner(nn.Module):  # type: ignore[misc]  # torch is optional, so mypy sk
     """
 
     def __init__(
-        self, network: nn.Module, taps: Mapping[str, str], wanted: Mapping[str, int], widths: Mapping[str, int]
+        self,
+        network: nn.Module,
+        own: Collection[str],
+        taps: Mapping[str, str],
+        wanted: Mapping[str, int],
+        widths: Mapping[str, int],
     ) -> None:
         """Join network and projections.
 
         Args:
             network: outputs by name; the matched tensors are among them.
+            own: the outputs that the model has without them.
             taps: output at which each matched tensor is.
             wanted: width of the teacher's tensor, by the student's.
             widths: width of the student's.
         """
         super().__init__()
-        self.network, self._taps = network, dict(taps)
+        self.network, self._own, self._taps = network, frozenset(own), dict(taps)
         self._order = list(wanted)
         self.projections = nn.ModuleList(
             nn.Identity() if widths[name] == wanted[name] else nn.Linear(widths[name], wanted[name], bias=False)
@@ -111,7 +118,7 @@ class Learner(nn.Module):  # type: ignore[misc]  # torch is optional, so mypy sk
             name: _projected(inner[name], projection)
             for name, projection in zip(self._order, self.projections, strict=True)
         }
-        return {n: x for n, x in outputs.items() if n not in self._taps.values()}, inner, projected
+        return {n: x for n, x in outputs.items() if n in self._own}, inner, projected
 
 
 class Objective:

@@ -138,7 +138,10 @@ class Training:
             raise PreconditionError(
                 f"{self._data.name}: has no labels; add them, or --teacher to learn from another network"
             )
-        self._device = _device(settings.device)
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = registry.find("runtime", "torch")().device(
+            automatic if settings.device == "auto" else settings.device
+        )
         self._rank, self._world = distributed.join(self._device)
         size = batch_size(ports, settings.batch)
         if size % self._world:
@@ -261,15 +264,17 @@ class Training:
     def _joined(self, network: nn.Module, taps: Mapping[str, str]) -> Learner:
         """Join the network with the projections that matched features of another width need."""
         pairs = [pair.split("=") for pair in self._settings.features]
+        own = [value.name or "" for value in self._model.graph.outputs]
         if not pairs:
-            return Learner(network, taps, {}, {})
+            return Learner(network, own, taps, {}, {})
         assert self._teacher is not None
         feeds, _ = next(self._examples.epoch(self._settings.seed, 0))
         _, theirs = self._teacher.run(feeds)
         with torch.no_grad():
             mine = network({name: torch.from_numpy(np.array(array)) for name, array in feeds.items()})
         wanted = {student: width(theirs[teacher].shape) for student, teacher in pairs}
-        return Learner(network, taps, wanted, {student: width(mine[taps[student]].shape) for student, _ in pairs})
+        widths = {student: width(mine[taps[student]].shape) for student, _ in pairs}
+        return Learner(network, own, taps, wanted, widths)
 
     def _epoch(self, number: int, progress: Progress) -> tuple[float, float, float]:
         """Go through what is left of an epoch; return mean loss, last learning rate, and seconds."""
@@ -352,24 +357,6 @@ def _widened(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     half = (torch.bfloat16, torch.float16)
     found = {name: x for name, x in tensors.items() if isinstance(x, Tensor)}
     return {name: x.float() if x.dtype in half else x for name, x in found.items()}
-
-
-def _device(name: str) -> torch.device:
-    """Return a torch device.
-
-    Raises:
-        UserError: torch has none of this name.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"device '{name}': torch has none of this name here ({str(error).partition(chr(10))[0]}); choose cpu"
-        ) from None
-    return device
 
 
 def _optimizer(settings: Settings, network: Any, learner: nn.Module) -> torch.optim.Optimizer:

@@ -75,15 +75,10 @@ def run_and_print(
     if plot:
         plots.check(plot)
     settings = {key: value for key, value in given.items() if value is not None}
-    settings.setdefault("checkpoint", f"{output}.checkpoint")
-    checkpoint = Path(settings["checkpoint"])
-    if not resume:
-        checkpoint.unlink(missing_ok=True)
-    with _progress(settings) as listener, listening(listener):
-        done = run(output=output, **settings)
+    with _progress() as listener, listening(listener):
+        done = run(output=output, resume=resume, **settings)
     if not is_first():
         return
-    checkpoint.unlink(missing_ok=True)
     if log:
         _write_log(done, Path(log))
     if plot:
@@ -95,7 +90,7 @@ def run_and_print(
 
 
 @contextlib.contextmanager
-def _progress(settings: Mapping[str, Any]) -> Iterator[Callable[[Event], None]]:
+def _progress() -> Iterator[Callable[[Event], None]]:
     """Yield what shows progress on stderr: a bar on a terminal, else a line for every epoch."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

@@ -55,6 +55,8 @@ def test_inner_tensors_are_matched(teacher, student, files):
     matched = library.distill(teacher, student, out, data=str(train), epochs=1, features=("r=r",))
     assert matched.history[0]["loss"] > plain.history[0]["loss"]
     assert [output.name for output in io.load(out).graph.outputs] == ["y"], "what was tapped is no output of the file"
+    both = library.distill(teacher, student, out, data=str(train), epochs=1, features=("y=y",))
+    assert both.history[0]["loss"] > plain.history[0]["loss"], "an output can be matched as well"
 
 
 def test_attention_maps_are_matched(model_file, files):

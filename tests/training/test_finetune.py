@@ -216,6 +216,16 @@ def test_a_damaged_checkpoint_says_so(graphopt, files):
     assert "not a checkpoint" in ran.error
 
 
+def test_a_checkpoint_never_takes_the_place_of_an_input(graphopt, files):
+    model, train, _, out = files
+    before = model.read_bytes()
+    for more in ([], ["--no-resume"]):
+        ran = graphopt("finetune", model, "--data", train, "-o", out, "--checkpoint", model, *more)
+        assert ran.code == 1
+        assert "model.onnx" in ran.error
+        assert model.read_bytes() == before
+
+
 def test_cross_validation(files):
     model, train, _, out = files
     done = library.finetune(model, out, data=str(train), epochs=4, batch=32, learning_rate=0.1, folds=4)
