@@ -12,7 +12,7 @@ import numpy as np
 
 from graphopt import classes, io, metrics, runtime, spec
 from graphopt.classes import ClassScore
-from graphopt.data import Data, fitted_batches, open_data
+from graphopt.data import Data, batch_size, fitted_batches, open_data
 from graphopt.errors import UserError
 from graphopt.metrics import Change, Metric
 from graphopt.pipeline import Pipeline, begin, feeds_for
@@ -41,7 +41,8 @@ class Finetuned:
         trained: how many initializers were trained.
         refused: `(initializer, reason)` of those that could not be.
         resumed: whether it went on from a checkpoint.
-        reason: why nothing was written, or what the step says.
+        reason: what the step says.
+        notes: what else is worth knowing.
         seconds: how long it took.
     """
 
@@ -57,6 +58,7 @@ class Finetuned:
     refused: Sequence[tuple[str, str]]
     resumed: bool
     reason: str
+    notes: Sequence[str]
     seconds: float
 
     @property
@@ -136,6 +138,7 @@ def finetune(
         list(step.skipped),
         done.get("resumed", False),
         step.reason,
+        _notes(ports, pass_.batch),
         time.perf_counter() - start,
     )
 
@@ -163,6 +166,15 @@ def distill(
         UserError: anything the caller can fix; nothing is written.
     """
     return finetune(student, output, target=target, folds=folds, resume=resume, teacher=str(teacher), **settings)
+
+
+def _notes(ports: Sequence[Port], batch: int) -> list[str]:
+    fixed = batch_size(ports, 0)
+    if fixed in (0, batch):
+        return []
+    return [
+        f"the model fixes its batch to {fixed}, in place of {batch}; graphopt make-dynamic opens it, which is faster"
+    ]
 
 
 def _judged(

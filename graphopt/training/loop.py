@@ -134,7 +134,10 @@ class Training:
         text = next((port.name for port in ports if port.dtype == ir.DataType.STRING), None)
         if text:
             raise PreconditionError(f"input '{text}' is text, on which torch does not compute")
-        if not settings.teacher and next(self._data.batches(1, 1), (None, None))[1] is None:
+        labels = next(self._data.batches(1, 1), (None, None))[1]
+        if labels is not None and labels.dtype.kind not in "bfui":
+            raise UserError(f"{self._data.name}: labels are text; number the classes from 0")
+        if labels is None and not settings.teacher:
             raise PreconditionError(
                 f"{self._data.name}: has no labels; add them, or --teacher to learn from another network"
             )
@@ -295,7 +298,8 @@ class Training:
             loss = float(total) / done
             if not np.isfinite(loss):
                 raise UserError(
-                    f"the loss is {loss} at epoch {number}, step {done}; choose a smaller --learning-rate, or --clip 1"
+                    f"the loss is {loss} at epoch {number}, step {done}; choose a smaller --learning-rate, or "
+                    "look for numbers that are not finite in the data"
                 )
             if done < steps:
                 tell(Event(number, done, steps, loss, rate, None, time.perf_counter() - begun))

@@ -53,7 +53,8 @@ def cross_entropy(scores: Tensor, target: Tensor, label_smoothing: float = 0.0) 
         raise _misfit(scores, target)
     if classes and len(target) and not 0 <= int(target.min()) <= int(target.max()) < scores.shape[1]:
         raise UserError(
-            f"labels lie in {int(target.min())} to {int(target.max())}, but the model has {scores.shape[1]} classes"
+            f"labels lie in {int(target.min())} to {int(target.max())}, but the model has {scores.shape[1]} classes; "
+            "number them from 0"
         )
     return functional.cross_entropy(scores, target.long() if classes else target, label_smoothing=label_smoothing)
 

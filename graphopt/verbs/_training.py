@@ -169,6 +169,8 @@ def _print(done: Finetuned) -> None:
         out.print(_classes(done))
     for name, reason in done.refused[:_MOST_CLASSES]:
         out.print(f"  {name} was not trained: {reason}", style="dim", soft_wrap=True)
+    for note in done.notes:
+        out.print(f"note: {note}", style="yellow", soft_wrap=True)
     if not done.best:
         out.print("no epoch was better than the weights before, which stay", style="yellow")
     out.print(f"{done.trained} initializers trained; output {done.output}", soft_wrap=True)

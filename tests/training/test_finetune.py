@@ -312,6 +312,21 @@ def test_a_model_of_half_precision_keeps_its_type(parse, samples):
     assert (after != before).all()
 
 
+def test_labels_that_are_text(files, samples, tmp_path):
+    np.savez(tmp_path / "text.npz", x=samples()["x"], labels=np.array(["a"] * 256))
+    with pytest.raises(UserError, match="labels are text; number the classes from 0"):
+        library.finetune(files[0], files[3], data=str(tmp_path / "text.npz"))
+
+
+def test_a_model_of_a_fixed_batch_trains_at_that_batch_and_says_so(graphopt, files):
+    model, train, _, out = files
+    fixed = out.with_name("fixed.onnx")
+    assert graphopt("set-shape", model, "--axes", "N=4", "-o", fixed).code == 0
+    ran = graphopt("finetune", fixed, "--data", train, "-o", out, "--epochs", 1)
+    assert ran.code == 0, ran.err
+    assert "fixes its batch to 4, in place of 128" in ran.out
+
+
 def test_an_operator_that_torch_does_not_know(graphopt, model_file, tmp_path, samples):
     np.savez(tmp_path / "train.npz", **samples())
     model = model_file(
