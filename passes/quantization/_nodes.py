@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.passes.quantization._ranges import Grid
+from graphopt.passes.quantization._grid import Grid
 
 
 class Nodes:
     """New nodes and initializers for one graph, under names that nothing else has."""
 
-    def __init__(self, graph: ir.Graph, taken: Iterable[str]) -> None:
-        """Prepare to add to `graph`, where the names `taken` are in use."""
+    def __init__(self, graph: ir.Graph, taken: set[str]) -> None:
+        """Prepare to add to `graph`, where the names `taken` are in use; new ones are added to them."""
         self._graph = graph
-        self._taken = set(taken)
+        self._taken = taken
         self._tensors: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
 
     def fresh(self, name: str) -> str:
@@ -30,7 +30,7 @@ class Nodes:
 
     def tensor(self, array: np.ndarray, name: str) -> ir.Value:
         """Return an initializer that holds `array`; an equal one that was made before, if there is one."""
-        key = (array.dtype.str, array.shape, array.tobytes())
+        key = (array.dtype.name, array.shape, array.tobytes())
         if key not in self._tensors:
             tensor = ir.tensor(array, name=self.fresh(name))
             self._tensors[key] = ir.Value(
@@ -40,8 +40,8 @@ class Nodes:
         return self._tensors[key]
 
     def zero_point(self, grid: Grid) -> ir.Value:
-        """Return the uint8 scalar that stands for zero."""
-        return self.tensor(np.array(grid.zero_point, np.uint8), f"zero_{grid.zero_point}")
+        """Return the scalar that stands for zero."""
+        return self.tensor(np.array(grid.zero_point, grid.number.dtype.numpy()), f"zero_{grid.zero_point}")
 
     def quantize(self, value: ir.Value, grid: Grid, name: str) -> ir.Value:
         """Quantize a float activation right where it is made."""
@@ -66,6 +66,9 @@ class Nodes:
     ) -> ir.Value:
         """Turn constant integers to float for `user`.
 
+        Integers of less than 8 bits pass through a Cast to int8, which ONNX Runtime carries out when the model loads:
+        it has integer kernels for int8, and none for narrower types.
+
         Args:
             array: the integers.
             scale: float32, a scalar, or [channels] along `axis`.
@@ -75,7 +78,15 @@ class Nodes:
             user: the first node to read the result.
         """
         name = name or "constant"
-        inputs = [self.tensor(array, f"{name}_q"), self.tensor(scale, f"{name}_s")]
+        integers = self.tensor(array, f"{name}_q")
+        assert integers.dtype is not None
+        if integers.dtype.bitwidth < 8:
+            to = ir.Attr("to", ir.AttributeType.INT, ir.DataType.INT8)
+            cast = self.make("Cast", [integers], f"{name}_c", [to])
+            self._graph.insert_before(user, cast)
+            integers = cast.outputs[0]
+            zero_point = None if zero_point is None else zero_point.astype(np.int8)
+        inputs = [integers, self.tensor(scale, f"{name}_s")]
         if zero_point is not None:
             inputs.append(self.tensor(zero_point, "zero"))
         attributes = [] if axis is None else [ir.Attr("axis", ir.AttributeType.INT, axis)]
@@ -89,9 +100,9 @@ class Nodes:
         return ir.Node("", op, inputs, attributes, name=name, outputs=[ir.Value(name=name)])
 
     def insert_after(self, value: ir.Value, node: ir.Node) -> None:
-        """Put a node right behind what makes `value`: its producer, or the beginning of the graph."""
+        """Put a node right behind what makes `value`: its producer, or the beginning of this graph."""
         producer = value.producer()
-        if producer is None:
+        if producer is None or producer.graph is not self._graph:
             self._graph.insert_before(self._graph[0], node)
         else:
             self._graph.insert_after(producer, node)

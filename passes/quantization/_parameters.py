@@ -8,16 +8,18 @@ import onnx_ir as ir
 from graphopt.passes.quantization._graphs import attribute, constant, input_of, is_constant
 from graphopt.passes.quantization._nodes import Nodes
 from graphopt.passes.quantization._units import Unit
-from graphopt.passes.quantization._weights import quantize_bias, quantize_weight, weight_scales
+from graphopt.passes.quantization._weights import number, quantize_bias, quantize_weight, weight_scales
 
 
-def write(new: Nodes, unit: Unit, input_scale: float) -> None:
-    """Give a unit with a constant weight an int8 weight and an int32 bias.
+def write(new: Nodes, unit: Unit, input_scale: float, kind: str, *, per_channel: bool) -> None:
+    """Give a unit with a constant weight an integer weight and an int32 bias.
 
     Args:
         new: makes the nodes.
         unit: a convolution or matrix product.
         input_scale: scale of the activations that it reads.
+        kind: how the weight is kept (see `_scheme.Scheme`).
+        per_channel: give every output channel a scale of its own.
     """
     node = unit.node
     holder, index = _bias_of(unit)
@@ -26,23 +28,28 @@ def write(new: Nodes, unit: Unit, input_scale: float) -> None:
     alpha, beta = (float(attribute(node, name, 1.0)) for name in ("alpha", "beta"))
     for name in ("alpha", "beta"):
         node.attributes.pop(name, None)
-    axis = {"Conv": 0, "Gemm": 1 - attribute(node, "transB", 0), "MatMul": 1}[node.op_type]
+    channels = {"Conv": 0, "Gemm": 1 - attribute(node, "transB", 0), "MatMul": 1}[node.op_type]
+    axis = channels if per_channel else None
     weight = _array(old_weight) * np.float32(alpha)
     bias = None
     if old_bias is not None:
-        bias = np.broadcast_to(_array(old_bias).reshape(-1) * np.float32(beta), (weight.shape[axis],))
-    scales = weight_scales(weight, axis, bias, input_scale)
+        bias = np.broadcast_to(_array(old_bias).reshape(-1) * np.float32(beta), (weight.shape[channels],))
+    type_ = number(kind)
+    scales = weight_scales(weight, axis, None if type_.is_float else bias, input_scale, kind)
     # Zero is the default, but ONNX Runtime 1.31 makes no integer Gemm of a weight that does not say so.
-    zeros = np.zeros(scales.shape, np.int8)
-    integers = quantize_weight(weight, scales, axis)
+    zeros = np.full(scales.shape, type_.zero, type_.dtype.numpy())
+    integers = quantize_weight(weight, scales, axis, kind)
     node.replace_input_with(1, new.dequantize_constant(integers, scales, zeros, old_weight.name, axis, node))
-    if old_bias is not None and bias is not None:
-        scales = scales * np.float32(input_scale)
-        integers = quantize_bias(bias, scales)
-        if unit.bias:  # an Add may broadcast, so its operand keeps its shape
-            integers = integers.reshape(_array(old_bias).shape)
-        last = integers.ndim - 1
-        holder.replace_input_with(index, new.dequantize_constant(integers, scales, None, old_bias.name, last, holder))
+    if old_bias is None or bias is None:
+        return
+    shape = _array(old_bias).shape if unit.bias else bias.shape  # an Add may broadcast, so its operand keeps its shape
+    if type_.is_float:
+        holder.replace_input_with(index, new.tensor(bias.reshape(shape), f"{old_bias.name}_b"))
+        return
+    scales = scales * np.float32(input_scale)
+    integers = quantize_bias(bias, scales).reshape(shape)
+    last = integers.ndim - 1 if per_channel else None
+    holder.replace_input_with(index, new.dequantize_constant(integers, scales, None, old_bias.name, last, holder))
 
 
 def _bias_of(unit: Unit) -> tuple[ir.Node, int]:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from graphopt.passes.quantization._cut import UNBREAKABLE, sink_side
 from graphopt.passes.quantization._graphs import label
-from graphopt.passes.quantization._kernels import Role
+from graphopt.passes.quantization._kernels import Role, clamp_bounds
 from graphopt.passes.quantization._ranges import Range
 from graphopt.passes.quantization._units import Unit, group
 
@@ -50,13 +50,13 @@ def make(graph: ir.Graph, recorded: Mapping[str, Range], exclude: Collection[str
     """Plan the quantization of a graph.
 
     Args:
-        graph: the main graph; element types must be known.
+        graph: the main graph or one inside it; element types must be known.
         recorded: ranges by value name.
         exclude: nodes that stay in float, by name.
         ops: operator types of the convolutions and matrix products to quantize.
     """
     units, refused = group(graph)
-    ranges = _spread(graph, units, recorded)
+    ranges = _spread(units, recorded)
     reasons: dict[Unit, str] = {}
     for unit in units:
         reason = _obstacle(unit, ranges, exclude, ops)
@@ -69,10 +69,15 @@ def make(graph: ir.Graph, recorded: Mapping[str, Range], exclude: Collection[str
     return Plan([unit for unit in units if unit not in reasons], ranges, skipped)
 
 
-def _spread(graph: ir.Graph, units: Iterable[Unit], recorded: Mapping[str, Range]) -> dict[ir.Value, Range]:
+def _spread(units: Iterable[Unit], recorded: Mapping[str, Range]) -> dict[ir.Value, Range]:
     """Return ranges by value; what is moved or rescaled takes its range from where it comes from."""
-    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+    values = [value for unit in units for value in (*unit.inputs, *unit.outputs)]
     ranges = {value: recorded[value.name] for value in values if value.name and value.name in recorded}
+    for unit in units:
+        for clamp in unit.clamps:  # a range may be edited, and integers must end where the clamp does
+            value, bounds = unit.outputs[0], clamp_bounds(clamp)
+            if value in ranges and bounds is not None:
+                ranges[value] = (max(ranges[value][0], bounds[0]), min(ranges[value][1], bounds[1]))
     for unit in units:
         source = unit.inputs[0]
         if unit.role in (Role.CARRIER, Role.RESCALE) and source in ranges:

@@ -1,10 +1,10 @@
 """Write a plan into the graph, as QuantizeLinear and DequantizeLinear nodes around float operators.
 
-Activations are uint8, asymmetric, one scale per tensor; weights int8, symmetric, one scale per channel;
-biases int32. A tensor is quantized once, whoever reads it, and nothing is left in float between two integer
+Activations have one scale per tensor; weights are symmetric, with one scale per channel or tensor; biases are int32.
+By default activations are uint8 and weights int8 (see `_scheme`). A tensor is quantized once, whoever reads it, and nothing is left in float between two integer
 kernels. What only moves elements stands on the integers themselves, between QuantizeLinear and
 DequantizeLinear: every runtime then moves bytes, without having to recognise anything.
-Specification: ONNX operators QuantizeLinear and DequantizeLinear, opset 13.
+Specification: ONNX operators QuantizeLinear and DequantizeLinear, opset 13, and 19, 21 and 25 for further types.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.passes.quantization import _parameters, _ranges
+from graphopt.passes.quantization import _parameters
 from graphopt.passes.quantization._expand import hard_sigmoid
 from graphopt.passes.quantization._graphs import attribute, constant, sole_consumer
+from graphopt.passes.quantization._grid import Grid, Number, grid
 from graphopt.passes.quantization._kernels import CLAMPS, MANY_INPUTS, Role, clamp_bounds, rescale
 from graphopt.passes.quantization._nodes import Nodes
 from graphopt.passes.quantization._plan import Plan
-from graphopt.passes.quantization._ranges import Grid
+from graphopt.passes.quantization._scheme import Scheme
 from graphopt.passes.quantization._units import Unit
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A float tensor as it is kept: a uint8 tensor, and what its integers stand for."""
+    """A float tensor as it is kept: a tensor of integers, and what they stand for."""
 
     integers: ir.Value
     grid: Grid
@@ -36,16 +37,21 @@ class Stored:
 class Writer:
     """Rewrites one graph, once."""
 
-    def __init__(self, graph: ir.Graph, plan: Plan, taken: Iterable[str]) -> None:
+    def __init__(self, graph: ir.Graph, plan: Plan, scheme: Scheme, taken: set[str]) -> None:
         """Prepare to write.
 
         Args:
-            graph: the main graph.
+            graph: the main graph, or one inside it.
             plan: what to quantize in it.
-            taken: names that are in use.
+            scheme: the types to keep tensors in.
+            taken: names that are in use; new ones are added.
         """
         self._graph = graph
         self._plan = plan
+        self._scheme = scheme
+        self._wide = scheme.wide(plan.units)
+        self._saturates = not (scheme.symmetric or scheme.number(wide=False).is_float)
+        """Whether integers end where clamps do, so that these are superfluous."""
         self._new = Nodes(graph, taken)
         self._stored: dict[ir.Value, Stored] = {}
         self._dequantized: dict[Stored, ir.Value] = {}
@@ -81,10 +87,14 @@ class Writer:
 
     def _compute(self, unit: Unit) -> None:
         node = unit.node
-        activations, output, result = unit.inputs, unit.outputs[0], unit.result
+        activations, output = unit.inputs, unit.outputs[0]
+        result = unit.result if self._saturates else output
+        number = self._scheme.number(wide=any(value in self._wide for value in (*activations, output)))
         yields_float = unit.float_result and output not in self._read_as_integers
         if unit.has_weight:
-            _parameters.write(self._new, unit, self._store(unit.inputs[0]).grid.scale)
+            scale = self._store(unit.inputs[0]).grid.scale
+            kind = self._scheme.weight(unit)
+            _parameters.write(self._new, unit, scale, kind, per_channel=self._scheme.per_channel)
         for index, value in enumerate(node.inputs):
             array = constant(value) if node.op_type in MANY_INPUTS else None
             if value in activations:
@@ -92,17 +102,17 @@ class Writer:
                 node.replace_input_with(index, self._read(value))
             elif array is not None:
                 assert value is not None
-                node.replace_input_with(index, self._operand(array, value.name, node))
+                node.replace_input_with(index, self._operand(array, value.name, node, number))
         if node.op_type in ("HardSigmoid", "HardSwish"):
-            self._harden(node, self._store(activations[0]))
+            self._harden(node, self._store(activations[0]), number)
         if yields_float:
             return
-        grid = self._grid(output)
-        integers = self._new.quantize(result, grid, f"{output.name}_q")
+        kept = self._grid(output)
+        integers = self._new.quantize(result, kept, f"{output.name}_q")
         if node.op_type == "ReduceMean":
             integers = self._pool(node, integers, len(activations[0].shape or ()))
-        self._stored[output] = Stored(integers, grid)
-        self._obsolete += unit.clamps
+        self._stored[output] = Stored(integers, kept)
+        self._obsolete += unit.clamps if self._saturates else []
         self._inferable.append(result)
 
     def _pool(self, node: ir.Node, integers: ir.Value, rank: int) -> ir.Value:
@@ -119,11 +129,11 @@ class Writer:
         self._new.insert_after(integers, squeeze)
         return squeeze.outputs[0]
 
-    def _harden(self, node: ir.Node, stored: Stored) -> None:
+    def _harden(self, node: ir.Node, stored: Stored, number: Number) -> None:
         """Turn HardSigmoid into an addition, and HardSwish into that and a multiplication (see `_expand`)."""
         slope, offset = hard_sigmoid(node)
         steep = self._float(Stored(stored.integers, stored.grid.times(slope)), f"{stored.integers.name}_dq")
-        added = self._operand(np.array(offset, np.float32), "offset", node)
+        added = self._operand(np.array(offset, np.float32), "offset", node, number)
         node.attributes.clear()
         if node.op_type == "HardSigmoid":
             node.op_type = "Add"
@@ -133,11 +143,11 @@ class Writer:
         else:
             gate = self._new.make("Add", [steep, added], f"{node.outputs[0].name}_gate")
             self._graph.insert_before(node, gate)
-            grid = _ranges.grid(0, 1)
-            integers = self._new.quantize(gate.outputs[0], grid, f"{gate.name}_q")
+            kept = self._cover(0, 1, number)
+            integers = self._new.quantize(gate.outputs[0], kept, f"{gate.name}_q")
             node.op_type = "Mul"
             node.resize_inputs(2)
-            node.replace_input_with(1, self._float(Stored(integers, grid), f"{gate.name}_dq"))
+            node.replace_input_with(1, self._float(Stored(integers, kept), f"{gate.name}_dq"))
 
     def _carry(self, unit: Unit) -> None:
         node = unit.node
@@ -145,6 +155,10 @@ class Writer:
         if node.op_type in ("Identity", "Dropout"):
             self._stored[node.outputs[0]] = stored
             self._obsolete.append(node)
+        elif not _moves(node.op_type, stored.grid):
+            node.replace_input_with(0, self._read(unit.inputs[0]))
+            for value in unit.outputs:
+                self._stored[value] = Stored(self._new.quantize(value, stored.grid, f"{value.name}_q"), stored.grid)
         elif node.op_type in CLAMPS:
             self._clamp(node, stored)
         else:
@@ -153,7 +167,7 @@ class Writer:
                 node.resize_inputs(max(3, len(node.inputs)))
                 node.replace_input_with(2, self._new.zero_point(stored.grid))
             for value in unit.outputs:
-                value.dtype = ir.DataType.UINT8
+                value.dtype = stored.grid.number.dtype
                 self._stored[value] = Stored(value, stored.grid)
 
     def _clamp(self, node: ir.Node, stored: Stored) -> None:
@@ -161,7 +175,12 @@ class Writer:
         bounds = clamp_bounds(node)
         assert bounds is not None
         lo, hi = stored.grid.quantize(np.array(bounds))
-        inputs = [stored.integers, self._new.tensor(lo, "min"), *([self._new.tensor(hi, "max")] if hi < 255 else [])]
+        largest = stored.grid.number.high
+        inputs = [
+            stored.integers,
+            self._new.tensor(lo, "min"),
+            *([self._new.tensor(hi, "max")] if hi < largest else []),
+        ]
         clip = self._new.make("Clip", inputs, f"{node.outputs[0].name}_q")
         self._graph.insert_after(node, clip)
         self._stored[node.outputs[0]] = Stored(clip.outputs[0], stored.grid)
@@ -180,13 +199,16 @@ class Writer:
         unit = self._unit_of.get(reader) if reader else None
         if unit and unit.node.op_type == "Concat":
             return self._grid(unit.outputs[0])
-        return _ranges.grid(*self._plan.ranges[value])
+        return self._cover(*self._plan.ranges[value], self._scheme.number(wide=value in self._wide))
+
+    def _cover(self, lo: float, hi: float, number: Number) -> Grid:
+        return grid(lo, hi, number, symmetric=self._scheme.symmetric)
 
     def _store(self, value: ir.Value) -> Stored:
         """Return a tensor's integers; what a float node makes is quantized when it is first asked for."""
         if value not in self._stored:
-            grid = self._grid(value)
-            self._stored[value] = Stored(self._new.quantize(value, grid, f"{value.name}_q"), grid)
+            kept = self._grid(value)
+            self._stored[value] = Stored(self._new.quantize(value, kept, f"{value.name}_q"), kept)
         return self._stored[value]
 
     def _read(self, value: ir.Value) -> ir.Value:
@@ -214,8 +236,17 @@ class Writer:
             if old is value:
                 self._graph.outputs[index] = output
 
-    def _operand(self, array: np.ndarray, name: str | None, user: ir.Node) -> ir.Value:
-        """Return a constant operand as uint8, on a grid of its own."""
-        grid = _ranges.grid(float(array.min(initial=0)), float(array.max(initial=0)))
-        scale, zero_point = np.array(grid.scale, np.float32), np.array(grid.zero_point, np.uint8)
-        return self._new.dequantize_constant(grid.quantize(array), scale, zero_point, name, axis=None, user=user)
+    def _operand(self, array: np.ndarray, name: str | None, user: ir.Node, number: Number) -> ir.Value:
+        """Return a constant operand in integers, on a grid of its own."""
+        kept = self._cover(float(array.min(initial=0)), float(array.max(initial=0)), number)
+        scale, zero_point = np.array(kept.scale, np.float32), np.array(kept.zero_point, number.dtype.numpy())
+        return self._new.dequantize_constant(kept.quantize(array), scale, zero_point, name, axis=None, user=user)
+
+
+_COMPUTING = (*CLAMPS, "DepthToSpace", "MaxPool", "Pad", "ReduceMax", "Resize", "SpaceToDepth")
+"""Carriers that compare or gather elements, for which ONNX Runtime has kernels of 8-bit integers only."""
+
+
+def _moves(op_type: str, kept: Grid) -> bool:
+    """Tell whether ONNX Runtime has a kernel of a carrier for the integers of a grid."""
+    return not kept.number.is_float and (kept.number.bits == 8 or op_type not in _COMPUTING)

@@ -1,4 +1,4 @@
-"""Activation ranges: facts that calibrate leaves on values, and the integer grids that follow from them."""
+"""Activation ranges: facts that calibrate leaves on values."""
 
 from __future__ import annotations
 
@@ -15,49 +15,15 @@ KEY = FACT_PREFIX + "range"
 
 Range = tuple[float, float]
 
-_SMALLEST_SCALE = 1e-12
-
-
-@dataclasses.dataclass(frozen=True)
-class Grid:
-    """The real numbers that uint8 integers stand for: `(q - zero_point) * scale`, q in 0..255.
-
-    Attributes:
-        scale: step between two neighbours, positive.
-        zero_point: the integer that stands for 0.
-    """
-
-    scale: float
-    zero_point: int
-
-    def quantize(self, array: np.ndarray) -> np.ndarray:
-        """Return the nearest integers (ties to even), saturated, as uint8 of the same shape."""
-        steps = np.rint(array.astype(np.float64) / self.scale) + self.zero_point
-        saturated: np.ndarray = np.clip(steps, 0, 255).astype(np.uint8)
-        return saturated
-
-    def times(self, factor: float) -> Grid:
-        """Return the grid on which the same integers stand for numbers `factor` times as large."""
-        return Grid(float(np.float32(self.scale * factor)), self.zero_point)
-
-
-def grid(lo: float, hi: float) -> Grid:
-    """Return the asymmetric uint8 grid that covers `[lo, hi]` and holds zero exactly.
-
-    Zero must be exact because padding and Relu produce it (Jacob et al. 2018, arXiv:1712.05877, section 2.1).
-    """
-    lo, hi = min(lo, 0.0), max(hi, 0.0)
-    scale = float(np.float32(max((hi - lo) / 255, _SMALLEST_SCALE)))
-    return Grid(scale, int(np.clip(np.rint(-lo / scale), 0, 255)))
-
 
 def write(value: ir.Value, lo: np.float32, hi: np.float32) -> None:
     """Leave a range on a value, in the fewest digits that give the same float32 back."""
     value.metadata_props[KEY] = f"[{lo!s}, {hi!s}]"
 
 
-def read(model: ir.Model) -> dict[str, Range]:
+def read(model: ir.Model, observer: str = "min-max") -> dict[str, Range]:
     """Return the ranges that the main graph's values carry, by value name."""
+    del observer
     found = {}
     for value in _values(model.graph):
         text = value.metadata_props.get(KEY)

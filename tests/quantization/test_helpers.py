@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from graphopt.passes.quantization import _cut, _islands, _ranges, _weights
+from graphopt.passes.quantization import _cut, _grid, _islands, _weights
 from graphopt.passes.quantization._graphs import infer_types
 
 
@@ -13,7 +13,7 @@ from graphopt.passes.quantization._graphs import infer_types
     ("lo", "hi"), [(0, 1), (-1, 1), (-3, 0.1), (0.5, 2), (-2, -1), (0, 0), (1e-30, 1e-20), (-1e30, 1e30)]
 )
 def test_zero_is_exact_and_the_range_is_covered(lo, hi):
-    grid = _ranges.grid(lo, hi)
+    grid = _grid.grid(lo, hi)
     assert 0 <= grid.zero_point <= 255
     assert grid.scale > 0
     assert grid.quantize(np.float32(0)) == grid.zero_point
@@ -23,7 +23,7 @@ def test_zero_is_exact_and_the_range_is_covered(lo, hi):
 
 
 def test_quantize_rounds_ties_to_even_and_saturates():
-    grid = _ranges.Grid(1.0, 10)
+    grid = _grid.Grid(1.0, 10)
     np.testing.assert_array_equal(grid.quantize(np.array([0.5, 1.5, -0.5, 300, -300])), [10, 12, 10, 255, 0])
 
 

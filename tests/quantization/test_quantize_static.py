@@ -489,7 +489,7 @@ def test_float_readers_inside_a_subgraph(build, sample, quantize):
         **WEIGHTS,
     )
     done = quantize(model, sample(**X))
-    assert done.reasons["Conv of 'q'"] == "it is part of a subgraph"
+    assert "run calibrate" in done.reasons["Conv of 'q'"]  # it ran on no sample
     assert "QLinearConv" in done.kernels
     assert done.sqnr["y"] > 33
 
@@ -563,19 +563,6 @@ def test_interpolation_of_old_opsets_keeps_its_coordinates(parse, sample, quanti
         """
     )
     assert quantize(model, sample(x=[2, 1, 4, 4])).sqnr["y"] > 35
-
-
-def test_an_opset_that_cannot_be_raised(parse, sample):
-    model = parse(
-        """
-        <ir_version: 6, opset_import: ["": 9, "com.microsoft": 1]>
-        g (float[N,1,4,4] x) => (float[N,1,4,4] y) <float[1,1,1,1] w = {0.5}> { y = Conv(x, w) }
-        """
-    )
-    Calibrate(sample(x=[2, 1, 4, 4]), threads=1)(model)
-    model.graph.append(ir.Node("", "NoSuchOperator", [model.graph.inputs[0]]))
-    with pytest.raises(PreconditionError, match=r"opset 9 is too old.*export the model again, at opset 13 or later"):
-        QuantizeStatic()(model)
 
 
 def test_without_ranges(build):
