@@ -129,19 +129,7 @@ class _Arrays(Data):
             raise UserError(f"{name}: holds no samples")
 
     def check(self, inputs: Sequence[Port], *, labels: bool = False) -> None:
-        wanted = {port.name: port for port in inputs}
-        given = {key: array for key, array in self._arrays.items() if key != LABELS or LABELS in wanted}
-        if labels and LABELS not in self._arrays:
-            raise UserError(
-                f"{self.name}: has no '{LABELS}' array, which the metric needs; add it or choose --metric agreement or cosine"
-            )
-        for key in given:
-            if key not in wanted:
-                raise UserError(f"{self.name}: the model has no input '{key}'{did_you_mean(key, wanted)}")
-        for key, port in wanted.items():
-            if key not in given:
-                raise UserError(f"{self.name}: no array for the model's input '{key}'{did_you_mean(key, given)}")
-            _check_array(self.name, port, given[key])
+        _check(self.name, self._arrays, inputs, labels=labels)
 
 
 class ArrayData(_Arrays):
@@ -264,8 +252,12 @@ class FactoryData(Data):
             raise UserError(f"{self.name}: yields no batches")
         arrays, target = first
         if target is not None:
+            counts = {next(iter(arrays)): len(next(iter(arrays.values()))), LABELS: len(target)}
+            if len(set(counts.values())) > 1:
+                raise UserError(f"{self.name}: arrays disagree on the number of samples: {_pairs(counts)}")
             arrays[LABELS] = target
-        ArrayData(self.name, arrays).check(inputs, labels=labels)
+        found = {key: _Array(array.dtype, array.shape) for key, array in arrays.items()}
+        _check(self.name, found, inputs, labels=labels)
 
     def digest(self) -> str:
         return self.name
@@ -274,6 +266,23 @@ class FactoryData(Data):
 def _batch(arrays: dict[str, np.ndarray]) -> Batch:
     labels = arrays.pop(LABELS, None)
     return arrays, labels
+
+
+def _check(name: str, arrays: Mapping[str, _Array], inputs: Sequence[Port], *, labels: bool) -> None:
+    """Refuse arrays that do not fit a model's inputs (see `Data.check`)."""
+    wanted = {port.name: port for port in inputs}
+    given = {key: array for key, array in arrays.items() if key != LABELS or LABELS in wanted}
+    if labels and LABELS not in arrays:
+        raise UserError(
+            f"{name}: has no '{LABELS}' array, which the metric needs; add it or choose --metric agreement or cosine"
+        )
+    for key in given:
+        if key not in wanted:
+            raise UserError(f"{name}: the model has no input '{key}'{did_you_mean(key, wanted)}")
+    for key, port in wanted.items():
+        if key not in given:
+            raise UserError(f"{name}: no array for the model's input '{key}'{did_you_mean(key, given)}")
+        _check_array(name, port, given[key])
 
 
 def _check_array(name: str, port: Port, array: _Array) -> None:

@@ -105,7 +105,7 @@ def begin(model: ir.Model, target: Target, passes: Sequence[Pass], name: str) ->
         return Start(model, runtime.open_session(model, target))
     except ExecutionError as error:
         refusal = f"{name}: does not load: {error}"
-    mended = _copy(model)
+    mended = duplicate(model)
     try:
         result = passes[0](mended) if passes else None
     except PreconditionError:
@@ -232,7 +232,7 @@ class Pipeline:
             UserError: from the pass, when its configuration or data is wrong.
         """
         start = time.perf_counter()
-        candidate = _copy(self.model)
+        candidate = duplicate(self.model)
         session: Session | None = None
         cases = self._cases
         result = Result(candidate, False)
@@ -369,7 +369,7 @@ class Pipeline:
         return f"changed the result: {reason}" + (f"; first at {node}" if node else "")
 
 
-def _copy(model: ir.Model) -> ir.Model:
+def duplicate(model: ir.Model) -> ir.Model:
     """Return a copy that a pass may change; onnx_ir's shares the types of values, which setting a dtype changes."""
     made = model.clone()
     made.meta.update(model.meta)

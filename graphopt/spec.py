@@ -174,6 +174,8 @@ def convert(value: Any, type_: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None or value == "none":
             return None
+        if not isinstance(value, (str, int, float, list, tuple)):  # an object, which only Python code can give
+            return value
         return convert(value, next(a for a in arguments if a is not type(None)), where)
     if origin is typing.Literal:
         for argument in arguments:
