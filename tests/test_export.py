@@ -282,7 +282,7 @@ def test_the_whole_road(graphopt, net, tmp_path):
     ran = graphopt("optimize", "nets:with_inputs", "--weights", "w.pth", "--data", "d.npz", "-o", "out.onnx", "--json")
     assert ran.code == 0, ran.err
     assert ran.json["input"] == "nets:with_inputs"
-    assert {"simplify", "quantize-static"} <= {step["pass"].partition("{")[0] for step in ran.json["steps"]}
+    assert {"simplify", "quantize"} <= {step["pass"].partition("{")[0] for step in ran.json["steps"]}
     assert (tmp_path / "out.onnx").exists()
     assert graphopt("optimize", "out.onnx", "--weights", "w.pth", "-o", "x.onnx").code == 2
     assert "no 'none'" in graphopt("optimize", "nets:none", "-o", "x.onnx").error

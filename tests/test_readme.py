@@ -39,7 +39,7 @@ def test_the_main_job_runs_as_written(checkout: Path) -> None:
     done = subprocess.run([sys.executable, "-m", *words], cwd=checkout, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    for word in ("quantize-static", "accuracy", "95 % interval", "times the speed", "size", "output", "report"):
+    for word in ("quantize", "accuracy", "95 % interval", "times the speed", "size", "output", "report"):
         assert word in done.stdout
     assert (checkout / "digits.opt.onnx").exists()
     assert (checkout / "digits.opt.report.json").exists()

@@ -21,8 +21,8 @@ class Role(enum.Enum):
     RESCALE = "changes nothing but the scale"
 
 
-MANY_INPUTS = ("Add", "Mul", "Concat", "MatMul", "Div", "Max", "Min")
-"""Operators of which more than the first input can be an activation."""
+MANY_INPUTS = ("Add", "Mul", "Concat", "MatMul", "Div", "Max", "Min", "Where")
+"""Operators of which more than the first input can be an activation; the condition of Where is none."""
 
 ANCHORS = ("Conv", "Gemm", "MatMul")
 """Operators that int8 speeds up."""
@@ -37,7 +37,7 @@ def classify(node: ir.Node) -> Role | str:
     if rule is None:
         hint = "; run fold-batchnorm first" if node.op_type == "BatchNormalization" else ""
         return f"ONNX Runtime's CPU provider has no integer kernel for {node.op_type}{hint}"
-    if not is_float(input_of(node, 0)) or not is_float(node.outputs[0]):
+    if not is_float(input_of(node, 1 if node.op_type == "Where" else 0)) or not is_float(node.outputs[0]):
         return "not a float32 tensor, or of unknown type"
     if is_constant(node.inputs[0]) and node.op_type not in MANY_INPUTS:
         return "what it reads is constant"
@@ -166,6 +166,12 @@ def _hard_sigmoid(node: ir.Node) -> Role | str:
     return Role.ARITHMETIC if hard_sigmoid(node)[0] > 0 else "its slope is not positive"
 
 
+def _softmax(node: ir.Node) -> Role | str:
+    rank = len(node.outputs[0].shape) if node.outputs[0].shape is not None else None
+    last = rank is not None and attribute(node, "axis", -1) in (-1, rank - 1)
+    return Role.ARITHMETIC if last else "ONNX Runtime's integer Softmax moves other axes than the last to the end first"
+
+
 def _finite(arrays: list[np.ndarray | None]) -> bool:
     return all(array is None or bool(np.isfinite(array).all()) for array in arrays)
 
@@ -194,6 +200,8 @@ _RULES: dict[str, Callable[[ir.Node], Role | str]] = {
     "HardSwish": _hard_sigmoid,
     "LeakyRelu": _arithmetic,
     "Sigmoid": _arithmetic,
+    "Softmax": _softmax,
+    "Where": _elementwise,
     "Relu": _clamp,
     "Clip": _clamp,
     "Max": _clamp,

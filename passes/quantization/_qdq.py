@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from graphopt.passes.quantization import _parameters
 from graphopt.passes.quantization._expand import hard_sigmoid
-from graphopt.passes.quantization._graphs import attribute, constant, sole_consumer
+from graphopt.passes.quantization._graphs import attribute, constant, is_float, sole_consumer
 from graphopt.passes.quantization._grid import Grid, Number, grid
 from graphopt.passes.quantization._kernels import CLAMPS, MANY_INPUTS, Role, clamp_bounds, rescale
 from graphopt.passes.quantization._nodes import Nodes
@@ -96,7 +96,7 @@ class Writer:
             kind = self._scheme.weight(unit)
             _parameters.write(self._new, unit, scale, kind, per_channel=self._scheme.per_channel)
         for index, value in enumerate(node.inputs):
-            array = constant(value) if node.op_type in MANY_INPUTS else None
+            array = constant(value) if node.op_type in MANY_INPUTS and is_float(value) else None
             if value in activations:
                 assert value is not None
                 node.replace_input_with(index, self._read(value))

@@ -53,6 +53,7 @@ class Unit:
     def inputs(self) -> list[ir.Value]:
         """The activations it reads: float32 tensors that are not constant, each once."""
         values = self.node.inputs if self.node.op_type in MANY_INPUTS else self.node.inputs[:1]
+        values = values[1:] if self.node.op_type == "Where" else values
         return list(dict.fromkeys(v for v in values if v is not None and not is_constant(v)))
 
     @property
