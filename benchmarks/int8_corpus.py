@@ -102,7 +102,15 @@ def sweep_one(path: str, shapes: dict[str, Any], min_sqnr: float, samples: int) 
 
 def child(path: Path, shapes: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Sweep one file in a process of its own."""
-    command = [sys.executable, __file__, "--child", str(path), json.dumps(shapes), str(args.min_sqnr), str(args.samples)]
+    command = [
+        sys.executable,
+        __file__,
+        "--child",
+        str(path),
+        json.dumps(shapes),
+        str(args.min_sqnr),
+        str(args.samples),
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_LIMIT_SECONDS)
     except subprocess.TimeoutExpired:
@@ -132,7 +140,9 @@ def main() -> None:
         row = child(file, shapes.get(file.stem, {}), args)
         rows.append(row)
         worst = min(row["sqnr"].values(), default=float("inf")) if "sqnr" in row else None
-        print(f"{row['file']:36} {row['result']:26} {row.get('speedup', '')!s:6} {worst} {row.get('why', '')}", flush=True)
+        print(
+            f"{row['file']:36} {row['result']:26} {row.get('speedup', '')!s:6} {worst} {row.get('why', '')}", flush=True
+        )
         if args.out:
             args.out.write_text("".join(json.dumps(r) + "\n" for r in rows))
     for result, count in collections.Counter(row["result"] for row in rows).most_common():
