@@ -1,21 +1,21 @@
-"""Static int8 of graphopt and of onnxruntime's own tool, against the float model.
+"""Static int8 of graphopt and of other tools, against the float model, side by side in one process.
 
     python benchmarks/static_int8.py MODEL --calibration CALIBRATION.npz --test TEST.npz [--threads 2]
+        [--graphopt SPEC] [--peer NAME=FILE ...]
 
-Accuracy, signal-to-noise ratio of the outputs (dB) and top-1 agreement with the float model come from all
+Files of other tools come from `peer_int8.py`, which runs in their own environments. Accuracy, signal-to-noise ratio of the outputs (dB) and top-1 agreement with the float model come from all
 test samples; latency is interleaved with the float model's in one process (median, 95 % interval).
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
-import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -36,22 +36,24 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, required=True)
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--graphopt", default="quantize", help="passes of graphopt, separated by semicolons")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=FILE", help="what another tool made")
     parser.add_argument("--seconds", type=float, default=10.0, help="time for each latency comparison")
     arguments = parser.parse_args()
     place = target.find("cpu", arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         paths = {"float": arguments.model}
-        for name, quantize in (("graphopt", _graphopt), ("onnxruntime", _onnxruntime)):
-            paths[name] = Path(folder, f"{name}.onnx")
-            quantize(arguments.model, arguments.calibration, paths[name], arguments.threads)
+        paths["graphopt"] = Path(folder, "graphopt.onnx")
+        _graphopt(arguments.model, arguments.calibration, paths["graphopt"], arguments.graphopt)
+        paths |= {name: Path(file) for name, _, file in (peer.partition("=") for peer in arguments.peer)}
         sessions = {name: runtime.open_session(io.load(path), place) for name, path in paths.items()}
         outputs = {name: _outputs(session, arguments.test) for name, session in sessions.items()}
         labels = np.load(arguments.test)[LABELS]
-        print(f"{'':12} accuracy     dB  agree  bytes      batch 1              batch 32         integer/float")
+        print(f"{'':24} accuracy     dB  agree  bytes      batch 1              batch 32         integer/float")
         for name, path in paths.items():
             size = path.stat().st_size / arguments.model.stat().st_size
             row = [
-                f"{name:12} {_accuracy(outputs[name], labels):8.4f}",
+                f"{name:24} {_accuracy(outputs[name], labels):8.4f}",
                 f"{compare.sqnr(outputs['float'], outputs[name]):6.1f}" if name != "float" else "      ",
                 f"{np.mean(outputs[name].argmax(1) == outputs['float'].argmax(1)):6.4f} {size:6.3f}",
             ]
@@ -65,28 +67,14 @@ def main() -> None:
             print(" ".join(row))
 
 
-def _graphopt(source: Path, calibration: Path, result: Path, threads: int) -> None:
+def _graphopt(source: Path, calibration: Path, result: Path, passes: str) -> None:
     model = io.load(source)
-    spec.build("calibrate", {"data": str(calibration), "threads": threads})(model)
-    spec.build("quantize-static", {})(model)
+    for text in ("simplify", *passes.split(";")):
+        pass_ = spec.parse(text)
+        if getattr(pass_, "data", None) == "":
+            pass_ = dataclasses.replace(pass_, data=str(calibration))
+        pass_(model)
     io.save(model, result)
-
-
-def _onnxruntime(source: Path, calibration: Path, result: Path, threads: int) -> None:
-    from onnxruntime import quantization as ort
-
-    del threads
-
-    class Reader(ort.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._batches = _batches(calibration, 64)
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self._batches, None)
-
-    logging.getLogger().setLevel(logging.ERROR)
-    types: dict[str, Any] = {"activation_type": ort.QuantType.QUInt8, "weight_type": ort.QuantType.QInt8}
-    ort.quantize_static(source, result, Reader(), quant_format=ort.QuantFormat.QDQ, per_channel=True, **types)
 
 
 def _batches(path: Path, size: int) -> Iterator[dict[str, np.ndarray]]:
