@@ -4,7 +4,7 @@
 
 STAGE is one of
     finetune  the float ResNet-20 on the training images
-    qat       its int8 version, quantized after training and then trained quantized (after `finetune`)
+    qat       its int8 version (or --weights int4, ternary), quantized and then trained quantized (after `finetune`)
     student   ResNet-20 of half the channels, taught by the fine-tuned one and alone, with several seeds
     scratch   the network of two convolutions, untrained, through its .onnx and in plain PyTorch
     speed     an epoch of ResNet-20 through the graph against the same module in plain PyTorch, in alternating blocks
@@ -100,16 +100,18 @@ def finetune(args: argparse.Namespace) -> None:
 
 def qat(args: argparse.Namespace) -> None:
     """Quantize the fine-tuned network, and train it quantized."""
-    tuned, after, trained = (args.work / f"resnet20.{name}.onnx" for name in ("tuned", "int8", "qat"))
+    names = ("tuned", args.weights, f"{args.weights}.qat")
+    tuned, after, trained = (args.work / f"resnet20.{name}.onnx" for name in names)
     calibration = args.arrays / "resnet_calibration.npz"
-    graphopt.apply(tuned, ["simplify", f"calibrate{{data={calibration}}}", "quantize-static"], after)
+    steps = ["simplify", f"calibrate{{data={calibration}}}", f"quantize-static{{weights={args.weights}}}"]
+    graphopt.apply(tuned, steps, after)
     done = graphopt.finetune(
         after,
         trained,
         data=str(prepare(args.arrays, args.work)),
         eval_data="" if args.last else str(args.arrays / "resnet_validation.npz"),
         epochs=args.epochs or 2,
-        learning_rate=0.002,
+        learning_rate=args.rate,
         augment=("flip", "crop"),
         scales=args.scales,
         teacher=str(tuned),
@@ -118,8 +120,8 @@ def qat(args: argparse.Namespace) -> None:
     history(done)
     base = rows_of(tuned, args.arrays)
     show("float, fine-tuned", base)
-    show("int8 after training", rows_of(after, args.arrays), base)
-    show(f"int8, trained quantized, scales {args.scales}", rows_of(trained, args.arrays), base)
+    show(f"{args.weights} after training", rows_of(after, args.arrays), base)
+    show(f"{args.weights}, trained quantized, scales {args.scales}", rows_of(trained, args.arrays), base)
 
 
 def student(args: argparse.Namespace) -> None:
@@ -243,6 +245,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--scales", choices=("fixed", "learned"), default="learned")
+    parser.add_argument("--weights", choices=("int8", "int4", "ternary"), default="int8", help="qat: what to keep them in")
+    parser.add_argument("--rate", type=float, default=0.002, help="qat: learning rate")
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--last", action="store_true", help="qat: take the last epoch, however it scores.")
     args = parser.parse_args()

@@ -25,8 +25,8 @@ def observe(
     samples: int,
     batch: int = 64,
     limit: int = _LIMIT,
-) -> Iterator[dict[ir.Value, np.ndarray]]:
-    """Run a model over data and yield, batch by batch, what inner values hold.
+) -> Iterator[tuple[dict[ir.Value, np.ndarray], int]]:
+    """Run a model over data and yield, batch by batch, what inner values hold, and how many samples that were.
 
     Memory is bounded by one batch: batches become smaller until the values fit into `limit`, and where even one
     sample does not fit, the values are read in groups, with a run over the data for each. A dictionary then has the
@@ -54,7 +54,7 @@ def observe(
         session = _Tapped(model, group, place)
         for feeds, _, real in fitted_batches(data, ports, max(1, min(batch, limit // each)), samples):
             found = _run(session, feeds, data.name)
-            yield {value: _real(array, real, feeds) for value, array in found.items()}
+            yield {value: _real(array, real, feeds) for value, array in found.items()}, real
 
 
 class _Tapped:

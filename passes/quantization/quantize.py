@@ -37,6 +37,8 @@ _QUANTIZED = (
     "MatMulNBits",
     "ConvInteger",
 )
+OBSERVERS = ("mse", "moving-average", "min-max", "percentile", "entropy")
+"""Kinds of ranges to try."""
 _FIDELITY_SAMPLES = 256
 _STRICTER = (30.0, 40.0)
 """What to ask for, dB, where the first result is rolled back."""
@@ -168,7 +170,7 @@ class _Trial:
         for node in calibrated.graph.all_nodes():  # nodes are put back into float by their names
             node.name = node.name or node.outputs[0].name
         asked = self._asked
-        _run("calibrate", calibrated, data=asked.data, samples=asked.samples, batch=asked.batch)
+        _run("calibrate", calibrated, data=asked.data, samples=asked.samples, batch=asked.batch, observers=OBSERVERS)
         best: Candidate | None = None
         for observer in OBSERVERS:
             candidate = self._quantized(calibrated, observer=observer)
@@ -200,10 +202,6 @@ class _Trial:
             left = [(name, rows.get(name, reason)) for name, reason in candidate.rows]
             best = dataclasses.replace(candidate, rows=left)
         return best
-
-
-OBSERVERS = ("min-max",)
-"""Kinds of ranges to try."""
 
 
 def _run(name: str, model: ir.Model, **fields: Any) -> Result:

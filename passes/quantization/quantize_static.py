@@ -67,6 +67,10 @@ class QuantizeStatic(Pass):
                     hint = did_you_mean(name, names)
                     raise UsageError(f"quantize-static: {field}: no node is called '{name}'{hint}")
         if not _ranges.read(model, self.observer):
+            if recorded := _ranges.observers(model):
+                raise PreconditionError(
+                    f"calibrate recorded no ranges by {self.observer}, but by {', '.join(recorded)}; choose observer= of these"
+                )
             raise PreconditionError("the model carries no activation ranges; run calibrate{data=FILE.npz} first")
 
     def call(self, model: ir.Model) -> Result:

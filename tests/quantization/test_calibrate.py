@@ -85,7 +85,7 @@ def test_ranges_survive_a_file(net, sample, tmp_path):
     io.save(net, tmp_path / "m.onnx")
     again = io.load(tmp_path / "m.onnx")
     assert _ranges.read(again) == _ranges.read(net)
-    assert json.loads(again.graph.inputs[0].metadata_props["graphopt.range"]) == list(_ranges.read(net)["x"])
+    assert json.loads(again.graph.inputs[0].metadata_props["graphopt.range"]) == {"min-max": list(_ranges.read(net)["x"])}
 
 
 def test_types_that_the_file_leaves_out_are_inferred(net, sample, tmp_path):
@@ -174,7 +174,7 @@ def test_subgraphs_that_capture_are_no_obstacle(build, sample):
 def test_late_observers_come_first(net):
     """ONNX Runtime works from the last node; were the order the other way, it would keep every activation."""
     infer_types(net)
-    values = calibrate.wanted(net.graph)
+    values = calibrate.wanted(net)
     assert len(values) == 4
     observers = [node for node in calibrate._observed(net, values).graph if node.op_type.startswith("Reduce")]
     assert [node.inputs[0].name for node in observers[::3]] == [value.name for value in reversed(values)]
