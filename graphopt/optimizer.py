@@ -74,6 +74,7 @@ def optimize(
     batch: int = 1,
     seed: int = 0,
     keep_metadata: bool = False,
+    portable: bool = False,
     on_step: Callable[[Step], None] | None = None,
 ) -> Report:
     """Make a model smaller and faster, prove that it still does its job, and write it.
@@ -97,6 +98,7 @@ def optimize(
         batch: samples per run when measuring latency, where the model does not fix its batch.
         seed: of random inputs and of resampling.
         keep_metadata: keep what exporters leave in the nodes' metadata.
+        portable: integers that come to the same on every processor, those without VNNI included; a note says what was done.
         on_step: called after each pass.
 
     Raises:
@@ -107,7 +109,7 @@ def optimize(
     calibration = open_data(data) if data is not None else None
     exam = _exam(metric, eval_data, calibration, str(max_drop))
     passes = [
-        _for_target(_with_data(p, calibration), place)
+        _for_target(_with_data(p, calibration), place, portable=portable)
         for p in recipes.load(recipe or place.recipe)
         if not (keep_metadata and p.pass_name() == STRIP)
     ]
@@ -152,6 +154,8 @@ def optimize(
     hashes = {"model": io.sha256(loaded.meta[io.FILES])} | ({"data": calibration.digest()} if calibration else {})
     finished.metadata_props[io.PROVENANCE] = io.provenance(pipeline.kept, hashes, seed)
     size = io.save(finished, output)
+    if portable:
+        notes += _portability(pipeline.steps)
     if not pipeline.kept:
         notes.insert(0, "nothing helped: the output is the input, verified")
     return Report(
@@ -213,12 +217,21 @@ def _with_data(pass_: Pass, data: Data | None) -> Pass:
     return dataclasses.replace(cast(Any, pass_), data=data)  # type: ignore[no-any-return]
 
 
-def _for_target(pass_: Pass, place: Target) -> Pass:
-    """Tell a pass that asks for a target, and names none, where the model will run."""
+def _for_target(pass_: Pass, place: Target, *, portable: bool) -> Pass:
+    """Tell a pass that asks for it where the model will run, unless it names a target, and whether elsewhere, too."""
     wants = {f.name: f.default for f in dataclasses.fields(cast(Any, pass_))}
-    if "target" not in wants or getattr(pass_, "target") != wants["target"]:  # noqa: B009
-        return pass_
-    return dataclasses.replace(cast(Any, pass_), target=place.name)  # type: ignore[no-any-return]
+    told: dict[str, Any] = {}
+    if "target" in wants and getattr(pass_, "target") == wants["target"]:  # noqa: B009
+        told["target"] = place.name
+    if portable and "portable" in wants:
+        told["portable"] = True
+    return dataclasses.replace(cast(Any, pass_), **told) if told else pass_
+
+
+def _portability(steps: list[Step]) -> list[str]:
+    """Return what the passes that were kept say of other processors; without any, there are no integers to differ."""
+    found = [step.report["portable"] for step in steps if step.status == "kept" and "portable" in step.report]
+    return [f"portable: {line}" for line in found] or ["portable: nothing was quantized, so there is nothing to saturate"]
 
 
 def _advice(calibration: Data | None, exam: Exam | None, labelled: bool) -> list[str]:

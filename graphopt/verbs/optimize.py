@@ -56,6 +56,9 @@ if TYPE_CHECKING:
 @click.option(
     "--keep-metadata", is_flag=True, help="Keep the metadata that exporters leave in nodes, source paths included."
 )
+@click.option(
+    "--portable", is_flag=True, help="Integers that come to the same on every processor, those without VNNI included."
+)
 @_options.seed
 @_options.as_json
 def command(
