@@ -11,7 +11,7 @@ from typing import Any, cast
 from graphopt import io, spec
 from graphopt.data import Source, open_data
 from graphopt.passbase import Pass
-from graphopt.pipeline import Pipeline, Step, begin, feeds_for
+from graphopt.pipeline import Pipeline, Step, begin, feeds_for, unverified
 from graphopt.target import Target
 from graphopt.target import find as find_target
 
@@ -51,6 +51,7 @@ def apply(
     data: Source | None = None,
     target: str | Target = "cpu",
     seed: int = 0,
+    verify: bool = True,
     on_step: Callable[[Step], None] | None = None,
 ) -> Applied:
     """Run passes on a model in order and write the result.
@@ -66,6 +67,8 @@ def apply(
             (random inputs would lie outside the ranges calibrated on it), else seeded random ones.
         target: where to verify.
         seed: of the random inputs.
+        verify: run the model before and after each pass; without it, nothing is run, which a model that hardly fits into
+            memory needs.
         on_step: called after each pass.
 
     Raises:
@@ -80,26 +83,31 @@ def apply(
     others = _other_models(chosen)
     files = [file for found in others.values() for file in found]
     io.check_writable(output, [*loaded.meta[io.FILES], *files, *(file for found in read for file in found.files)])
-    opened = begin(loaded, place, chosen, str(model))
-    pipeline = Pipeline(opened, place, feeds_for(opened, source, seed, str(model)), seed)
-    for pass_ in chosen[len(opened.steps) :]:
-        step = pipeline.run(pass_, strict=True)
-        if on_step:
-            on_step(step)
-        if step.status == "reverted":
-            break
-    met = all(step.status != "reverted" for step in pipeline.steps)
+    before = sum(1 for _ in io.nodes(loaded))
+    if not verify:
+        made, steps, kept = loaded, unverified(loaded, chosen, on_step), [spec.render(p, sources=False) for p in chosen]
+    else:
+        opened = begin(loaded, place, chosen, str(model))
+        pipeline = Pipeline(opened, place, feeds_for(opened, source, seed, str(model)), seed)
+        for pass_ in chosen[len(opened.steps) :]:
+            step = pipeline.run(pass_, strict=True)
+            if on_step:
+                on_step(step)
+            if step.status == "reverted":
+                break
+        made, steps, kept = pipeline.model, pipeline.steps, pipeline.kept
+    met = all(step.status != "reverted" for step in steps)
     size = io.file_bytes(loaded)
     sizes = (size, size)
     if met:
         hashes = {"model": io.sha256(loaded.meta[io.FILES])} | {
             role: io.sha256(files) for role, files in others.items()
         }
-        pipeline.model.metadata_props[io.PROVENANCE] = io.provenance(pipeline.kept, hashes, seed)
-        sizes = (size, io.save(pipeline.model, output))
-    nodes = sum(1 for _ in io.nodes(loaded)), sum(1 for _ in io.nodes(pipeline.model))
+        made.metadata_props[io.PROVENANCE] = io.provenance(kept, hashes, seed)
+        sizes = (size, io.save(made, output))
+    nodes = before, sum(1 for _ in io.nodes(made))
     written = str(output) if met else None
-    return Applied(str(model), written, place.name, pipeline.steps, nodes, sizes, met, time.perf_counter() - start)
+    return Applied(str(model), written, place.name, steps, nodes, sizes, met, time.perf_counter() - start)
 
 
 def _data(passes: Sequence[Pass]) -> list[Any]:

@@ -31,6 +31,11 @@ def apply_options(fields: Collection[str] = ()) -> list[click.Option]:
             show_default=True,
             help="Seed of the random inputs for verification.",
         ),
+        click.Option(
+            ["--no-verify", "unverified"],
+            is_flag=True,
+            help="Do not run the model: for one that hardly fits into memory. The report says so.",
+        ),
         click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object instead of a table."),
     ]
     return [option for option in made if option.name not in fields]
@@ -43,7 +48,7 @@ def pass_command(name: str) -> click.Command:
 
     def run(model: str, output: str, as_json: bool, **options: Any) -> None:
         given = {key: value for key, value in options.items() if key in fields and value is not None}
-        common = {key: options[key] for key in ("target", "data", "seed") if options[key] is not None}
+        common = {key: options[key] for key in ("target", "data", "seed", "unverified") if options[key] is not None}
         run_and_print(model, [spec.build(name, given)], output, as_json, **common)
 
     return click.Command(
@@ -62,12 +67,15 @@ def run_and_print(
     target: str = "cpu",
     data: str | None = None,
     seed: int | str = 0,
+    unverified: bool = False,
 ) -> None:
     """Apply passes, print what came of it, and exit 3 if one failed its verification."""
     from graphopt.application import apply
 
     with progress() as step:
-        done = apply(model, passes, output, target=target, seed=int(seed), data=data, on_step=step)
+        done = apply(
+            model, passes, output, target=target, seed=int(seed), data=data, verify=not unverified, on_step=step
+        )
     if as_json:
         print_json(done.to_json())
     else:

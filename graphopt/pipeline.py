@@ -153,6 +153,37 @@ def feeds_for(start: Start, data: Data | None, seed: int, name: str) -> list[dic
     return feeds
 
 
+def unverified(model: ir.Model, passes: Sequence[Pass], on_step: Callable[[Step], None] | None = None) -> list[Step]:
+    """Run passes in place without running the model, and record what came of them.
+
+    Raises:
+        UserError: a pass refuses the model, or its configuration or data is wrong.
+    """
+    steps = []
+    for pass_ in passes:
+        start, nodes, size = time.perf_counter(), sum(1 for _ in io.nodes(model)), io.total_bytes(model)
+        try:
+            result = pass_(model)
+        except PreconditionError as refusal:
+            if isinstance(refusal.__cause__, Exception):
+                raise refusal.__cause__ from None
+            raise UserError(f"{pass_.pass_name()}: {refusal}") from None
+        step = Step(
+            spec.render(pass_),
+            "kept" if result.modified else "skipped",
+            "not verified" if result.modified else "nothing to do",
+            time.perf_counter() - start,
+            (nodes, sum(1 for _ in io.nodes(model))),
+            (size, io.total_bytes(model)),
+            tuple(getattr(result, "skipped", ())),
+            getattr(result, "report", {}),
+        )
+        steps.append(step)
+        if on_step:
+            on_step(step)
+    return steps
+
+
 @dataclasses.dataclass(frozen=True)
 class _Before:
     """The model before a pass (see `passbase.Before`)."""
