@@ -28,12 +28,19 @@ def console() -> Console:
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[Step], None]]:
     """Yield a callback that shows on stderr, if that is a terminal, which pass has just ended."""
+    with activity() as tell:
+        yield lambda step: tell(f"{step.spec.partition('{')[0]}: {step.status}")
+
+
+@contextlib.contextmanager
+def activity() -> Iterator[Callable[[str], None]]:
+    """Yield a callback that shows on stderr, if that is a terminal, what is going on."""
     status = Console(stderr=True)
     if not status.is_terminal:
-        yield lambda step: None
+        yield lambda text: None
         return
     with status.status("opening the model ...") as spinner:
-        yield lambda step: spinner.update(f"{step.spec.partition('{')[0]}: {step.status}")
+        yield lambda text: spinner.update(Text(text))
 
 
 def print_json(record: dict[str, Any]) -> None:

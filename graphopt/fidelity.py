@@ -57,6 +57,11 @@ class Fidelity:
                 break
             self._kept.append((feeds, outputs, count))
 
+    @property
+    def samples(self) -> int:
+        """How many samples were kept."""
+        return sum(count for _, _, count in self._kept)
+
     def sqnr(self, session: Session) -> dict[str, float]:
         """Return the signal-to-noise ratio of every floating-point output, dB; -infinity where one becomes unusable.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io as streams
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,11 @@ from graphopt.errors import UserError
 
 if TYPE_CHECKING:
     from graphopt.benchmarking import Benchmark, Row
+    from graphopt.sensitivity import Sensitivity
     from graphopt.training.finetuning import Finetuned
 
 _FORMATS = (".png", ".svg")
+_MOST_BARS = 60
 _COLORS = {"baseline": "#777777", "faster": "#0a7a33", "slower": "#b3261e", "equal": "#2f6fde", "undecided": "#c77700"}
 
 
@@ -53,6 +56,49 @@ def training(done: Finetuned, path: str) -> None:
 
     with matplotlib.rc_context({"svg.hashsalt": "graphopt", "font.size": 9}):
         _save(_training(done), path)
+
+
+def sensitivity(done: Sensitivity, path: str) -> None:
+    """Draw a bar for each layer, the most fragile on top, and lines where the quantized model's outputs are.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "graphopt", "font.size": 9}):
+        _save(_sensitivity(done), path)
+
+
+def _sensitivity(done: Sensitivity) -> Any:
+    from matplotlib.figure import Figure
+
+    rows = sorted((layer for layer in done.layers if abs(layer.sqnr) < math.inf), key=lambda layer: layer.sqnr)
+    rows = rows[:_MOST_BARS]
+    figure = Figure(figsize=(9, 1.5 + 0.22 * len(rows)), layout="constrained")
+    ratios, shares = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    places = range(len(rows))
+    ratios.barh(places, [layer.sqnr for layer in rows], color=_COLORS["baseline"], height=0.7)
+    for mark, color, values in (
+        ("<", _COLORS["equal"], [layer.weights_sqnr for layer in rows]),
+        (">", _COLORS["undecided"], [layer.activation_sqnr for layer in rows]),
+    ):
+        kept = [(value, place) for place, value in zip(places, values, strict=True) if abs(value) < math.inf]
+        label = "weights alone" if mark == "<" else "result alone"
+        ratios.plot(*zip(*kept, strict=True) if kept else ((), ()), mark, color=color, markersize=4, label=label)
+    measured = min((output.measured for output in done.outputs), default=math.inf)
+    if abs(measured) < math.inf:
+        ratios.axvline(measured, color=_COLORS["slower"], linewidth=0.8, label="everything quantized")
+    ratios.set_yticks(places, [f"{layer.name} ({layer.operator})" for layer in rows])
+    ratios.set_ylim(len(rows) - 0.4, -0.8)
+    ratios.set_xlabel("SQNR of the worst output, dB; lower is more fragile")
+    ratios.legend(loc="lower right", frameon=False)
+    shares.barh(places, [100 * layer.share for layer in rows], color=_COLORS["baseline"], height=0.7)
+    shares.set_xlabel("share of all noise, %")
+    for axes in (ratios, shares):
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def _training(done: Finetuned) -> Any:

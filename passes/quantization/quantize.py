@@ -1,10 +1,11 @@
 """Quantize a model in the way that serves it best, by measurement
 
-Several ways are tried on the target: integers on fixed scales (calibrate, quantize-static), with each kind of range that
-calibration records, and integers on scales found at run time (quantize-dynamic). Their outputs are compared with those of
-the float model on samples, their speed with the float model's. Nodes that take longer in integers than in float are put
-back. What comes out is the fastest of those that keep `min_sqnr`; where none is at least as fast as the float model, the
-model stays as it is, and the reason says what was measured.
+Ways to quantize are tried on the target. Static ones (calibrate, quantize-static): the ranges that keep the outputs best
+are taken, channels equalized where that helps, errors made up for without labels (round-weights, correct-bias); where
+layers are too fragile or slower in integers than in float, mix-precision decides which stay in float. Dynamic ones
+(smooth, quantize-dynamic), for matrix products. Outputs are compared with those of the float model on samples, speed with
+the float model's. What comes out is the fastest result that keeps `min_sqnr`; where none is at least as fast as the float
+model, the model stays as it is, and the reason says what was measured.
 """
 
 from __future__ import annotations
@@ -23,13 +24,11 @@ from graphopt.data import Data, batch_size, open_data
 from graphopt.fidelity import Fidelity
 from graphopt.latency import Latency, compare_latency
 from graphopt.passbase import LOSSY, Pass, PreconditionError, Result, param
-from graphopt.passes.quantization import _placement
 from graphopt.passes.quantization._kernels import ANCHORS
 from graphopt.pipeline import duplicate
 from graphopt.runtime import ExecutionError
-from graphopt.target import Target
 
-_QUANTIZED = (
+QUANTIZED = (
     "QuantizeLinear",
     "DequantizeLinear",
     "DynamicQuantizeLinear",
@@ -39,15 +38,20 @@ _QUANTIZED = (
 )
 OBSERVERS = ("mse", "moving-average", "min-max", "percentile", "entropy")
 """Kinds of ranges to try."""
+_RECOVERY: dict[str, tuple[dict[str, Any], ...]] = {
+    "int8": ({"pass": "correct-bias"},),
+    "int4": ({"pass": "round-weights", "method": "gptq"}, {"pass": "correct-bias"}),
+}
+"""What makes up for errors of weights that are kept so; each step stays if the outputs come closer."""
 _FIDELITY_SAMPLES = 256
 _STRICTER = (30.0, 40.0)
 """What to ask for, dB, where the first result is rolled back."""
-_ROUNDS = 2
-"""How many times nodes are put back into float at most."""
 _TIE = 0.97
 """An interval of the speed-up that contains 1 and starts no lower than this counts as no slower."""
 _LONGER = 3
 """How much longer to measure where an interval leaves it open whether the result is slower."""
+_MATRICES = 0.5
+"""Share of the weights in matrix products from which on scales found at run time are worth a trial."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +61,14 @@ class Candidate:
     Attributes:
         how: the way, in words.
         model: the result.
+        reference: the float model that was quantized, with equalized channels perhaps.
         sqnr: of its worst output, dB.
         rows: `(node, reason)` of what stays in float.
     """
 
     how: str
     model: ir.Model
+    reference: ir.Model
     sqnr: float
     rows: list[tuple[str, str]]
 
@@ -84,7 +90,9 @@ class Quantize(Pass):
     method: Literal["auto", "static", "dynamic"] = param(
         "auto", "fixed scales, scales found at run time, or the faster"
     )
-    min_sqnr: float = param(20.0, "signal-to-noise ratio that every output keeps at least, dB")
+    weights: Literal["int8", "int4"] = param("int8", "what static ways keep weights in; int4 is as fast, and smaller")
+    min_sqnr: float = param(20.0, "signal-to-noise ratio that every output keeps at least, dB; with int4 12 may do")
+    portable: bool = param(False, "give the same results on processors without VNNI")
     samples: int = param(512, "how many samples to calibrate on at most")
     batch: int = param(64, "samples per run, where the model leaves the choice")
     seconds: float = param(1.5, "time for one latency comparison")
@@ -94,7 +102,7 @@ class Quantize(Pass):
         """Refuse to run without data, on what is quantized already, and for targets without integer kernels."""
         if isinstance(self.data, str) and not self.data:
             raise PreconditionError("no calibration data; name some with data=FILE.npz, a few hundred typical inputs")
-        done = next((node for node in model.graph.all_nodes() if node.op_type in _QUANTIZED), None)
+        done = next((node for node in model.graph.all_nodes() if node.op_type in QUANTIZED), None)
         if done is not None:
             raise PreconditionError(f"the model is quantized already: it has {done.op_type}")
         place = target.find(self.target or "cpu")
@@ -106,108 +114,185 @@ class Quantize(Pass):
         open_data(self.data).check(runtime.model_inputs(model))
 
     def call(self, model: ir.Model) -> Result:
-        place, data = target.find(self.target or "cpu"), open_data(self.data)
-        ports = runtime.model_inputs(model)
-        fidelity = Fidelity(
-            runtime.open_session(model, place), data, ports, samples=_FIDELITY_SAMPLES, skip=self.samples
-        )
-        feeds = next(data.batches(size := batch_size(ports, 1), size))[0]
-        trial = _Trial(model, place, fidelity, feeds, size, self)
-        faithful, refused = [], []
+        trial = _Trial(model, self)
+        faithful: list[tuple[Candidate, Latency]] = []
+        rows = []
         for candidate in trial.candidates():
-            if candidate.sqnr >= self.min_sqnr:
-                faithful.append((candidate, trial.verdict(model, candidate.model)))
+            if isinstance(candidate, str):
+                rows.append(candidate)
+            elif candidate.sqnr < self.min_sqnr:
+                rows.append(f"{candidate.how}: {candidate.sqnr:.1f} dB, under {self.min_sqnr:g} dB")
             else:
-                refused.append(f"{candidate.how}: {candidate.sqnr:.1f} dB, under {self.min_sqnr:g} dB")
-        rows = [f"{c.how}: {c.sqnr:.1f} dB, {_speed(latency)}" for c, latency in faithful] + refused
+                latency = trial.latency(candidate)
+                rows.append(f"{candidate.how}: {candidate.sqnr:.1f} dB, {_speed(latency)}")
+                faithful.append((candidate, latency))
         paying = [(candidate, latency) for candidate, latency in faithful if _pays(latency)]
         if not paying:
             raise PreconditionError("; ".join(rows) or "there is nothing to quantize")
         best, latency = max(paying, key=lambda pair: pair[1].speedup)
+        report: dict[str, Any] = {
+            "how": best.how,
+            "sqnr": round(best.sqnr, 2),
+            "speedup": round(latency.speedup, 3),
+            "tried": rows,
+        }
+        if self.portable:
+            best, report["portable"] = trial.portable(best)
+            report["sqnr"] = round(best.sqnr, 2)
         _become(model, best.model)
-        report = {"how": best.how, "sqnr": round(best.sqnr, 2), "speedup": round(latency.speedup, 3), "tried": rows}
-        return Result(model, True, report, best.rows, parts=self._fallbacks(best, [c for c, _ in paying]))
-
-    def _fallbacks(self, best: Candidate, others: list[Candidate]) -> list[Pass]:
-        """Return what to try where the metric forbids the best: the same more closely, then another way."""
-        del others
-        return [dataclasses.replace(self, min_sqnr=least) for least in _STRICTER if least > best.sqnr]
+        parts = [dataclasses.replace(self, min_sqnr=least) for least in _STRICTER if least > best.sqnr]
+        return Result(model, True, report, best.rows, parts=parts)
 
 
 class _Trial:
     """Tries ways to quantize one model."""
 
-    def __init__(
-        self,
-        model: ir.Model,
-        place: Target,
-        fidelity: Fidelity,
-        feeds: Mapping[str, np.ndarray],
-        batch: int,
-        asked: Quantize,
-    ) -> None:
-        self._model, self._place, self._fidelity = model, place, fidelity
-        self._feeds, self._batch, self._asked = feeds, batch, asked
+    def __init__(self, model: ir.Model, asked: Quantize) -> None:
+        self._asked, self._place = asked, target.find(asked.target or "cpu")
+        self._model = duplicate(model)
+        for node in self._model.graph.all_nodes():  # nodes are put back into float by their names
+            node.name = node.name or node.outputs[0].name
+        self._data, ports = open_data(asked.data), runtime.model_inputs(model)
+        session = runtime.open_session(model, self._place)
+        self._fidelity = Fidelity(session, self._data, ports, samples=_FIDELITY_SAMPLES, skip=asked.samples)
+        self._batch = batch_size(ports, 1)
+        self._feeds = next(self._data.batches(self._batch, self._batch))[0]
+        self._latencies: dict[int, Latency] = {}
 
-    def candidates(self) -> Iterator[Candidate]:
-        """Yield what each way makes of the model."""
+    def candidates(self) -> Iterator[Candidate | str]:
+        """Yield what each way makes of the model, or why it makes nothing of it."""
         if self._asked.method in ("auto", "static"):
             yield from self._static()
+        if self._asked.method == "dynamic" or (self._asked.method == "auto" and self._is_of_matrices()):
+            yield from self._dynamic()
 
-    def race(self, before: ir.Model, after: ir.Model, times: float = 1) -> Latency:
-        """Time two models against each other, for some times what was asked for."""
-        one, two = (functools.partial(runtime.open_session, model, self._place) for model in (before, after))
-        return compare_latency(one, two, self._feeds, self._batch, seconds=self._asked.seconds * times)
+    def latency(self, candidate: Candidate) -> Latency:
+        """Time a candidate against the float model, longer where a first attempt leaves open whether it is slower."""
+        if id(candidate) not in self._latencies:
+            latency = self._race(candidate.model)
+            is_open = latency.ci95[0] < _TIE and latency.ci95[1] >= 1
+            self._latencies[id(candidate)] = self._race(candidate.model, _LONGER) if is_open else latency
+        return self._latencies[id(candidate)]
 
-    def verdict(self, before: ir.Model, after: ir.Model) -> Latency:
-        """Time two models until it is known whether the second is slower, or the first attempt and a longer one are over."""
-        latency = self.race(before, after)
-        open_ = latency.ci95[0] < _TIE and latency.ci95[1] >= 1
-        return self.race(before, after, _LONGER) if open_ else latency
+    def portable(self, candidate: Candidate) -> tuple[Candidate, str]:
+        """Return a candidate in which nothing saturates on processors without VNNI, and what that took, in words."""
+        made = duplicate(candidate.model)
+        result = self._run("avoid-saturation", made, reference=candidate.reference, data=self._data)
+        facts = result.report
+        line = f"{facts['layers']} layers multiply 8-bit integers, {facts['can_saturate']} could saturate without VNNI"
+        if not result.modified:
+            return candidate, line
+        line += f", and were changed; there {facts['sqnr_before']:.1f} dB before, {facts['sqnr_after']:.1f} dB after"
+        return dataclasses.replace(candidate, model=made, sqnr=self._sqnr(made)), line
 
-    def _static(self) -> Iterator[Candidate]:
-        calibrated = duplicate(self._model)
-        for node in calibrated.graph.all_nodes():  # nodes are put back into float by their names
-            node.name = node.name or node.outputs[0].name
-        asked = self._asked
-        _run("calibrate", calibrated, data=asked.data, samples=asked.samples, batch=asked.batch, observers=OBSERVERS)
-        best: Candidate | None = None
-        for observer in OBSERVERS:
-            candidate = self._quantized(calibrated, observer=observer)
-            if candidate is not None and (best is None or candidate.sqnr > best.sqnr):
-                best, chosen = candidate, observer
-        if best is not None:
-            yield self._placed(calibrated, best, observer=chosen)
+    def _static(self) -> Iterator[Candidate | str]:
+        calibrated = self._calibrated(self._model, OBSERVERS)
+        tried = [(made, name) for name in OBSERVERS if (made := self._quantized(calibrated, name)) is not None]
+        if not tried:
+            yield "static: there is nothing to quantize, or ONNX Runtime does not run the result"
+            return
+        best, observer = max(tried, key=lambda pair: pair[0].sqnr)
+        equalized = duplicate(self._model)
+        if self._run("equalize", equalized, data=self._data).modified:
+            equalized = self._calibrated(equalized, (observer,))
+            other = self._quantized(equalized, observer)
+            if other is not None and other.sqnr > best.sqnr:
+                best, calibrated = dataclasses.replace(other, how=f"{other.how}, equalized"), equalized
+        best = self._recovered(best)
+        yield best
+        if best.sqnr < self._asked.min_sqnr or not _pays(self.latency(best)):
+            yield self._mixed(calibrated, observer)
 
-    def _quantized(self, calibrated: ir.Model, **fields: Any) -> Candidate | None:
+    def _mixed(self, calibrated: ir.Model, observer: str) -> Candidate | str:
+        """Return what comes of leaving in float what is fragile or slower in integers."""
+        made, asked = duplicate(calibrated), self._asked
+        fields = {
+            "min_sqnr": asked.min_sqnr,
+            "samples": asked.samples,
+            "seconds": asked.seconds,
+            "target": asked.target,
+        }
+        try:
+            result = self._run("mix-precision", made, data=self._data, observer=observer, **fields)
+        except PreconditionError as reason:
+            return f"mixed: {reason}"
+        mixed = Candidate(f"mixed, {observer}", made, calibrated, self._sqnr(made), list(result.skipped))
+        return self._recovered(mixed)
+
+    def _dynamic(self) -> Iterator[Candidate | str]:
+        found = []
+        for smooth in (False, True):
+            made = duplicate(self._model)
+            if smooth and not self._run("smooth", made, data=self._data).modified:
+                continue
+            result = self._run("quantize-dynamic", made)
+            if result.modified:
+                how = "dynamic, smoothed" if smooth else "dynamic"
+                found.append(Candidate(how, made, self._model, self._sqnr(made), list(result.skipped)))
+        yield max(found, key=lambda candidate: candidate.sqnr) if found else "dynamic: there is nothing to quantize"
+
+    def _calibrated(self, model: ir.Model, observers: tuple[str, ...]) -> ir.Model:
+        made, asked = duplicate(model), self._asked
+        fields = {"samples": asked.samples, "batch": asked.batch, "target": asked.target}
+        self._run("calibrate", made, data=self._data, observers=observers, **fields)
+        return made
+
+    def _quantized(self, calibrated: ir.Model, observer: str) -> Candidate | None:
         made = duplicate(calibrated)
-        result = _run("quantize-static", made, **fields)
+        try:
+            result = self._run("quantize-static", made, observer=observer, weights=self._asked.weights)
+        except PreconditionError:  # nothing was calibrated, because nothing can be quantized
+            return None
         if not result.modified:
             return None
+        sqnr = self._sqnr(made)
+        return (
+            None if np.isnan(sqnr) else Candidate(f"static, {observer}", made, calibrated, sqnr, list(result.skipped))
+        )
+
+    def _recovered(self, candidate: Candidate) -> Candidate:
+        """Return a candidate whose errors were made up for, as far as that brings its outputs closer."""
+        for step in _RECOVERY[self._asked.weights]:
+            fields = {key: value for key, value in step.items() if key != "pass"}
+            made = duplicate(candidate.model)
+            self._run(
+                step["pass"],
+                made,
+                reference=candidate.reference,
+                data=self._data,
+                samples=self._asked.samples,
+                **fields,
+            )
+            sqnr = self._sqnr(made)
+            if sqnr > candidate.sqnr:
+                candidate = dataclasses.replace(
+                    candidate, how=f"{candidate.how}, {step['pass']}", model=made, sqnr=sqnr
+                )
+        return candidate
+
+    def _is_of_matrices(self) -> bool:
+        """Tell whether most weights are those of matrix products."""
+        sizes = {True: 0, False: 0}
+        for node in self._model.graph.all_nodes():
+            for value in node.inputs[1:2]:
+                if value is not None and value.const_value is not None and node.op_type in ANCHORS:
+                    sizes[node.op_type != "Conv"] += value.const_value.size
+        return sizes[True] > 0 and sizes[True] >= _MATRICES * sum(sizes.values())
+
+    def _sqnr(self, model: ir.Model) -> float:
         try:
-            sqnr = self._fidelity.worst(runtime.open_session(made, self._place))
+            return self._fidelity.worst(runtime.open_session(model, self._place))
         except ExecutionError:
-            return None
-        return Candidate(f"static, {fields['observer']}", made, sqnr, list(result.skipped))
+            return float("nan")
 
-    def _placed(self, calibrated: ir.Model, best: Candidate, **fields: Any) -> Candidate:
-        """Put nodes back into float that take longer in integers, as long as that makes the whole faster."""
-        data, observer = open_data(self._asked.data), fields["observer"]
-        for _ in range(_ROUNDS):
-            times = _placement.node_times(calibrated, best.model, data, self._place, seconds=self._asked.seconds / 3)
-            rows = _placement.left_in_float(calibrated, times, observer, ANCHORS)
-            candidate = self._quantized(calibrated, exclude=tuple(rows), **fields) if rows else None
-            if candidate is None or self.race(best.model, candidate.model).ci95[0] <= 1:
-                break
-            left = [(name, rows.get(name, reason)) for name, reason in candidate.rows]
-            best = dataclasses.replace(candidate, rows=left)
-        return best
+    def _race(self, made: ir.Model, times: float = 1) -> Latency:
+        one, two = (functools.partial(runtime.open_session, model, self._place) for model in (self._model, made))
+        return compare_latency(one, two, self._feeds, self._batch, seconds=self._asked.seconds * times)
 
-
-def _run(name: str, model: ir.Model, **fields: Any) -> Result:
-    result = spec.build(name, fields)(model)
-    assert isinstance(result, Result)
-    return result
+    def _run(self, name: str, model: ir.Model, **fields: Any) -> Result:
+        result = spec.build(name, fields)(model)
+        assert isinstance(result, Result)
+        return result
 
 
 def _pays(latency: Latency) -> bool:

@@ -1,0 +1,91 @@
+"""Quantize a calibrated model with some nodes left in float, and hold the result against the budget."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+
+import onnx_ir as ir
+
+from graphopt import runtime, spec
+from graphopt.fidelity import Fidelity
+from graphopt.passbase import Result
+from graphopt.pipeline import duplicate
+from graphopt.runtime import ExecutionError
+from graphopt.sensitivity.scoring import Referee
+from graphopt.target import Target
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """A model with some nodes in integers.
+
+    Attributes:
+        model: the result.
+        sqnr: of its worst output on samples kept for this, dB.
+        drop: of the metric, if one was asked for.
+        rows: `(node, reason)` of what stays in float.
+        quantized: how many nodes compute with integers.
+        fits: whether it is within the budget.
+    """
+
+    model: ir.Model
+    sqnr: float
+    drop: float | None
+    rows: list[tuple[str, str]]
+    quantized: int
+    fits: bool
+
+    def __str__(self) -> str:
+        return f"{self.sqnr:.1f} dB" + ("" if self.drop is None else f" and a drop of {self.drop:.4f}")
+
+
+class Trial:
+    """Makes and measures candidates, each once."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        place: Target,
+        fields: Mapping[str, str],
+        fidelity: Fidelity,
+        least: float,
+        referee: Referee | None,
+        budget: float,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            model: the float model, with ranges and named nodes.
+            place: where candidates run.
+            fields: of quantize-static.
+            fidelity: samples that had no part in the choice.
+            least: signal-to-noise ratio that every output keeps, dB.
+            referee: of the metric, if there is one.
+            budget: how much that may drop.
+        """
+        self._model, self._place, self._fields, self._fidelity = model, place, fields, fidelity
+        self._least, self._referee, self._budget = least, referee, budget
+        self._made: dict[frozenset[str], Tried | None] = {}
+
+    def make(self, floats: Collection[str]) -> Tried | None:
+        """Return what comes of leaving nodes in float, by name; None where nothing is quantized then, or it does not run."""
+        key = frozenset(floats)
+        if key not in self._made:
+            self._made[key] = self._make(key)
+        return self._made[key]
+
+    def _make(self, floats: frozenset[str]) -> Tried | None:
+        model = duplicate(self._model)
+        result = spec.build("quantize-static", {**self._fields, "exclude": tuple(sorted(floats))})(model)
+        assert isinstance(result, Result)
+        if not result.modified:
+            return None
+        try:
+            session = runtime.open_session(model, self._place)
+            sqnr = self._fidelity.worst(session)
+        except ExecutionError:
+            return None
+        drop = self._referee.drop(session) if self._referee is not None and sqnr >= self._least else None
+        fits = sqnr >= self._least and (drop is None or drop <= self._budget)
+        return Tried(model, sqnr, drop, list(result.skipped), sum(result.report["quantized"].values()), fits)

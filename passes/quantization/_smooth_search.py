@@ -1,0 +1,137 @@
+"""Which of several factors per channel lets 8-bit integers compute a product best.
+
+Migration strength is a matter of measurement: each group of products that read the same activation is computed on sampled
+rows with 8-bit activations (one scale) and 8-bit weights (one scale per output), and the factors with the least error stay.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.activations import observe
+from graphopt.data import Data
+from graphopt.passes.quantization._equalize_balance import Balance, Emphasis
+from graphopt.passes.quantization._equalize_channels import Layer
+from graphopt.target import Target
+
+_ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+_ROWS = 256
+_BETTER = 0.98
+"""An error must fall below this part of what it is for factors to change."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What an activation holds on data.
+
+    Attributes:
+        rows: some of it, float32 [rows, channels].
+        low, high: extremes per channel over all of it, and zero, float32 [channels].
+    """
+
+    rows: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    @property
+    def peaks(self) -> np.ndarray:
+        """The largest magnitude per channel."""
+        return np.maximum(self.high, -self.low)
+
+
+def sample(
+    model: ir.Model, values: Sequence[ir.Value], data: Data, place: Target, samples: int, batch: int
+) -> dict[ir.Value, Sample]:
+    """Observe values whose last axis counts channels.
+
+    Raises:
+        UserError: the model does not run on this data.
+    """
+    rows: defaultdict[ir.Value, list[np.ndarray]] = defaultdict(list)
+    low: dict[ir.Value, np.ndarray] = {}
+    high: dict[ir.Value, np.ndarray] = {}
+    if not values:
+        return {}
+    for arrays, count in observe(model, values, data, place=place, samples=samples, batch=batch):
+        quota = max(1, _ROWS * count // samples)
+        for value, array in arrays.items():
+            matrix = array.reshape(-1, array.shape[-1])
+            rows[value].append(matrix[:: max(1, len(matrix) // quota)][:quota].copy())
+            low[value] = np.minimum(low.get(value, 0), matrix.min(axis=0, initial=0))
+            high[value] = np.maximum(high.get(value, 0), matrix.max(axis=0, initial=0))
+    return {value: Sample(np.concatenate(parts), low[value], high[value]) for value, parts in rows.items()}
+
+
+def search(
+    balance: Balance, samples: Mapping[ir.Value, Sample], readers: Mapping[ir.Value, Sequence[Layer]]
+) -> np.ndarray:
+    """Return the exponents that are best for each family of channels, int64 [number].
+
+    Args:
+        balance: proposes exponents.
+        samples: what activations hold.
+        readers: the layers that read each of them.
+    """
+    numbers = {value: balance.numbers(layers[0].inputs) for value, layers in readers.items()}
+    families: defaultdict[int, list[ir.Value]] = defaultdict(list)
+    for value, ids in numbers.items():
+        for family in np.unique(balance.families[np.abs(ids[ids != 0])]).tolist():
+            families[family].append(value)
+    exponents = balance.zero()
+    errors = {f: _error(exponents, values, numbers, samples, readers) for f, values in families.items()}
+    changed = True
+    while changed:  # ends, as errors fall by a part each time
+        changed = False
+        for proposal in [balance.solve(Emphasis(0, 1 - a, a), exponents) for a in _ALPHAS]:
+            for family, values in families.items():
+                trial = np.where(balance.families == family, proposal, exponents)
+                if (trial == exponents).all():
+                    continue
+                error = _error(trial, values, numbers, samples, readers)
+                if error < errors[family] * _BETTER:
+                    exponents, errors[family], changed = trial, error, True
+    return exponents
+
+
+def _error(
+    exponents: np.ndarray,
+    values: Sequence[ir.Value],
+    numbers: Mapping[ir.Value, np.ndarray],
+    samples: Mapping[ir.Value, Sample],
+    readers: Mapping[ir.Value, Sequence[Layer]],
+) -> float:
+    """Return the sum over layers of the error's energy relative to the output's."""
+    total = 0.0
+    for value in values:
+        factors = np.exp2(np.sign(numbers[value]) * exponents[np.abs(numbers[value])]).astype(np.float32)
+        found = samples[value]
+        rounded = _rounded_rows(found, factors)
+        for layer in readers[value]:
+            weight = layer.matrix()[0, :, :, 0].T
+            exact = found.rows @ weight
+            error = rounded @ _rounded_columns(weight / factors[:, None]) - exact
+            total += float(np.square(error).sum() / max(float(np.square(exact).sum()), 1e-30))
+    return total
+
+
+def _rounded_rows(found: Sample, factors: np.ndarray) -> np.ndarray:
+    """Return scaled activations as 8-bit integers with a zero point hold them."""
+    low, high = float((found.low * factors).min()), float((found.high * factors).max())
+    scale = max((high - low) / 255, 1e-30)
+    zero = np.rint(-low / scale)
+    result: np.ndarray = ((np.clip(np.rint(found.rows * factors / scale) + zero, 0, 255) - zero) * scale).astype(
+        np.float32
+    )
+    return result
+
+
+def _rounded_columns(weight: np.ndarray) -> np.ndarray:
+    """Return weights [inputs, outputs] as 8-bit integers with a scale per output hold them."""
+    scales = np.maximum(np.abs(weight).max(axis=0) / 127, 1e-30)
+    result: np.ndarray = np.rint(weight / scales) * scales
+    return result

@@ -1,0 +1,239 @@
+"""Choose better integers for the weights of a quantized graph, without labels
+
+Rounding each number to the nearest integer is not what changes the outputs of a layer least. Layer by layer, in the
+order of the graph, the integers (and the scales) of each weight are chosen such that the layer computes what it computes
+in the float model, given what the quantized layers before it make of the data.
+
+The work is on second moments of what a layer reads and should compute (`_gptq`), gathered from a sample of positions, so
+memory does not grow with the data. Biases take up what is left of the mean error, and keep the scale that integer kernels
+want: that of the input times that of the weight.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt import runtime, target
+from graphopt.data import Data, open_data
+from graphopt.passbase import LOSSY, Pass, PreconditionError, Result, param
+from graphopt.passes.quantization import _adaround, _parts
+from graphopt.passes.quantization._gptq import Levels, Objective, gptq, refit, search
+from graphopt.passes.quantization._graphs import label
+from graphopt.passes.quantization._moments import Moments, sampled, to_rows, unreadable
+from graphopt.passes.quantization._quantized import Layer, layers
+from graphopt.passes.quantization._twins import Reference, Twin, open_reference, read, stages, twins
+
+_FACTORS = np.linspace(0.5, 1.1, 25)
+"""Scales that are tried, by the scale that is there."""
+
+_DAMPING = 0.01
+"""Of the moments, as in GPTQ."""
+
+_PULLS = (0.01, 0.1, 1.0, 10.0)
+"""How firmly a layer may be held to its float weights, from free to make up for earlier errors to hardly so."""
+
+_TINY = 1e-30
+
+_MOST_INPUTS = 6144
+"""Numbers that one output of a layer may read: the moments of more take over 300 MB."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundWeights(Pass):
+    """Choose integers and scales of weights by the output of their layers.
+
+    "gptq" rounds number after number and lets those that are left make up for the error; "search" only looks for the best
+    scale of each channel; "adaround" learns to round up or down by gradient, which needs torch. Works on a graph of
+    QuantizeLinear and DequantizeLinear, whoever wrote it, for integers of any width.
+
+    Raises:
+        PreconditionError: no data or reference was given, no weight is quantized, or torch is missing for adaround.
+        UserError: the reference is another model, or the data does not fit.
+        ValueError: a field is out of range.
+    """
+
+    contract = LOSSY
+
+    reference: Reference = param("", "the float model that this one was made from", source="model")
+    data: str | Path | Mapping[str, np.ndarray] | Data = param(
+        "", "representative inputs: a .npz file or package.module:factory", source="data"
+    )
+    method: Literal["gptq", "search", "adaround"] = param("gptq", "how integers are chosen")
+    scales: bool = param(True, "look for better scales of weights as well")
+    samples: int = param(512, "how many samples to use at most")
+    batch: int = param(64, "samples per run, where the model leaves the choice")
+    rows: int = param(65536, "output positions per layer to look at, at most")
+    steps: int = param(2000, "steps of gradient descent per layer, with adaround")
+    seed: int = param(0, "of the choice of positions")
+    threads: int = param(0, "threads of the runtime; 0 lets it decide")
+
+    def __post_init__(self) -> None:
+        for name, low in (("samples", 1), ("batch", 1), ("rows", 1), ("steps", 1), ("seed", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}")
+
+    def requires(self, model: ir.Model) -> None:
+        """Refuse to run without data or reference, or on a graph without integer weights."""
+        if isinstance(self.reference, str) and not self.reference:
+            raise PreconditionError("no reference; name the float model with reference=FILE.onnx")
+        if isinstance(self.data, str) and not self.data:
+            raise PreconditionError("no data; name some with data=FILE.npz, a few hundred typical inputs")
+        if next(layers(model.graph), None) is None:
+            raise PreconditionError("no layer has integer weights; run calibrate and quantize-static first")
+        if self.method == "adaround":
+            _adaround.require_torch()
+        open_data(self.data).check(runtime.model_inputs(model))
+
+    def call(self, model: ir.Model) -> Result:
+        reference = open_reference(self.reference, "round-weights")
+        found, skipped = twins(model, reference, "round-weights")
+        refused = [_refusal(twin) for twin in found]
+        skipped += [(label(t.layer.node), reason) for t, reason in zip(found, refused, strict=True) if reason]
+        sites = [twin for twin, reason in zip(found, refused, strict=True) if not reason]
+        names, gains, modified = _parts.Names(model), [], False
+        for number, stage in enumerate(stages(model.graph, sites)):
+            rng = np.random.default_rng([self.seed, number])
+            for twin, moments in zip(stage, self._gathered(model, reference, stage, rng), strict=True):
+                layer, bias = twin.layer, _parts.bias_of(twin.layer)
+                centred = isinstance(bias, _parts.Bias) and bias.present
+                before = _parts.rows_of(layer)
+                after, gain = self._rounded(twin, moments, before, centred=centred)
+                gains.append(gain)
+                if gain:
+                    layer = _parts.write_weight(model.graph, layer, after, names)
+                    modified = True
+                bias = _parts.bias_of(layer)
+                if not centred or isinstance(bias, str):
+                    continue
+                inputs, outputs = moments.means()
+                values = (outputs - (after.floats @ inputs[..., None])[..., 0]).reshape(-1)
+                lost = _parts.write_bias(model.graph, layer, bias, values, names)
+                modified = True
+                if lost:
+                    skipped.append((label(layer.node), f"{lost} numbers of its bias do not fit into int32"))
+        report: dict[str, Any] = {"rounded": len(gains)}
+        if gains:
+            report["mean_gain_db"] = round(float(np.mean(gains)), 2)
+        return Result(model, modified, report, skipped)
+
+    def _gathered(
+        self, model: ir.Model, reference: ir.Model, stage: Sequence[Twin], rng: np.random.Generator
+    ) -> list[Moments]:
+        """Return the moments of every layer of a stage."""
+        gathered = [Moments() for _ in stage]
+        wanted = [(model, [_read(twin) for twin in stage]), (reference, [twin.target for twin in stage])]
+        place, per_sample = target.find("cpu", self.threads), max(1, self.rows // self.samples)
+        batches = read(wanted, open_data(self.data), place, self.samples, self.batch)
+        for number, (one, other) in enumerate(batches):
+            for twin, moments in zip(stage, gathered, strict=True):
+                x, y = one[_read(twin)], other[twin.target]
+                middle = len(x) // 2 if len(x) > 1 else number % 2
+                for half, part in enumerate((slice(0, middle), slice(middle, len(x)))):
+                    if part.stop > part.start:
+                        count = per_sample * (part.stop - part.start)
+                        kernel = twin.layer.weight.integers.shape
+                        moments.add(*sampled(twin.layer.node, kernel, x[part], y[part], count, rng), half)
+        return gathered
+
+    def _rounded(
+        self, twin: Twin, moments: Moments, before: _parts.Rows, *, centred: bool
+    ) -> tuple[_parts.Rows, float]:
+        """Return what to store in place of `before`, and by how many dB the error falls: 0 if it stays as it is."""
+        layer = twin.layer
+        levels = _parts.levels_of(layer)
+        wanted = before.floats if twin.weight is None else to_rows(layer.node, twin.weight.astype(np.float64))
+        goal = _goal(moments, wanted, centred=centred)
+        objective = moments.objective(centred=centred).around(goal).towards(goal, _DAMPING)
+        scale = before.scale
+        free = self.scales and layer.weight.scale.size == scale.size
+        least = _least_scale(layer, moments, goal) if centred else np.zeros_like(scale)
+        if free:
+            scale = np.maximum(search(objective, goal, scale, levels, _FACTORS), least)
+        integers = self._integers(objective, goal, scale, levels)
+        if free:
+            scale = np.maximum(refit(objective, integers, scale), least).astype(np.float32).astype(np.float64)
+        old = objective.error(before.floats)
+        better = objective.error(integers * scale[..., None]) < old
+        after = _parts.Rows(
+            np.where(better[..., None], integers, before.integers), np.where(better, scale, before.scale)
+        )
+        if not better.any():
+            return before, 0.0
+        new = objective.error(after.floats)
+        return after, float(10 * np.log10(max(old.sum(), _TINY) / max(new.sum(), _TINY)))
+
+    def _integers(self, objective: Objective, goal: np.ndarray, scale: np.ndarray, levels: Levels) -> np.ndarray:
+        """Return integers for these scales: nearest ones, for every channel in which no others are better."""
+        nearest = levels.nearest(goal / scale[..., None])
+        if self.method == "search":
+            return nearest
+        if self.method == "gptq":
+            found = gptq(objective, scale, levels)
+        else:
+            found = _adaround.adaround(objective, goal, scale, levels, self.steps)
+        better = objective.error(found * scale[..., None]) < objective.error(nearest * scale[..., None])
+        return np.where(better[..., None], found, nearest)
+
+
+def _read(twin: Twin) -> ir.Value:
+    value = twin.layer.node.inputs[0]
+    assert value is not None
+    return value
+
+
+def _refusal(twin: Twin) -> str | None:
+    """Return why the weight of a layer stays as it is, or None."""
+    layer, node, weight = twin.layer, twin.layer.node, twin.layer.weight
+    integers = weight.integers
+    reason = unreadable(node, integers)
+    if reason:
+        return reason
+    if weight.dtype.is_floating_point():
+        return "its weight is of narrow floats"
+    if to_rows(node, integers).shape[-1] > _MOST_INPUTS:
+        return f"one output reads more than {_MOST_INPUTS} numbers"
+    if weight.axis is not None and weight.axis != layer.channel_axis:
+        return "its scales are not those of output channels"
+    value: ir.Value | None = weight.source
+    while value is not None and value is not node.inputs[1]:
+        if len(value.uses()) != 1 or value.is_graph_output():
+            return "its weight is shared"
+        value = value.consumers()[0].outputs[0]
+    if len(weight.node.outputs[0].uses()) != 1:
+        return "its weight is shared"
+    if weight.dtype.bitwidth == 2 and np.all(integers != 0):
+        return "its weight is binary"
+    bias = _parts.bias_of(layer)
+    return bias if isinstance(bias, str) and node.op_type != "MatMul" else None
+
+
+def _goal(moments: Moments, wanted: np.ndarray, *, centred: bool) -> np.ndarray:
+    """Return the real weights to come close to: those of the float model, changed to make up for earlier errors.
+
+    How far they may change is what serves one half of the data best when it is found on the other half.
+    """
+    both = moments.objective(centred=centred)
+    pull = _PULLS[-1]
+    if moments.halved:
+        halves = [moments.objective([half], centred=centred) for half in (0, 1)]
+        errors = [
+            sum(float(b.error(a.towards(wanted, pull).best()).sum()) for a, b in (halves, halves[::-1]))
+            for pull in _PULLS
+        ]
+        pull = _PULLS[int(np.argmin(errors))]
+    return both.towards(wanted, pull).best()
+
+
+def _least_scale(layer: Layer, moments: Moments, goal: np.ndarray) -> np.ndarray:
+    """Return the scales [groups, channels] at which the biases still fit into integers, with room for products."""
+    inputs, outputs = moments.means()
+    largest = np.abs(outputs - (goal @ inputs[..., None])[..., 0])
+    if layer.input is None or layer.input.scale.size != 1:
+        return np.zeros_like(largest)
+    return largest / (float(layer.input.scale.reshape(())) * _parts.LARGEST_BIAS)

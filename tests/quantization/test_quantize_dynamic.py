@@ -1,0 +1,149 @@
+"""Integers on scales of run time."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from graphopt import compare, runtime, spec, target
+from graphopt.errors import UsageError
+from graphopt.passes.quantization.quantize_dynamic import QuantizeDynamic
+
+CPU = target.find("cpu", 1)
+PLAIN = target.find("reference")
+NET = """
+    g (float[N,T,32] x, float[32,48] w1, float[48] b1, float[16,48] w2, float[16] b2) => (float[N,T,48] y, float[M,16] z) {
+      [one] h = MatMul(x, w1)
+      y = Add(h, b1)
+      r = Relu(y)
+      f = Reshape(r, shape)
+      [two] z = Gemm<transB = 1, alpha = 0.5, beta = 2.0>(f, w2, b2)
+    }
+"""
+SHAPES = {"w1": (32, 48), "b1": (48,), "w2": (16, 48), "b2": (16,)}
+
+
+@pytest.fixture
+def net(build):
+    text = NET.replace("float[16] b2)", "float[16] b2, int64[2] shape)")
+    return build(text, **SHAPES, shape=np.array([-1, 48]))
+
+
+@pytest.fixture
+def feeds(sample):
+    return sample(x=[3, 5, 32])
+
+
+def sqnr(model, reference, feeds, place=CPU):
+    done = runtime.open_session(model, place).run(feeds)
+    return min(compare.sqnr(reference[name], done[name]) for name in reference)
+
+
+@pytest.mark.parametrize(
+    ("fields", "least"),
+    [
+        ({}, 33),
+        ({"rows": True}, 35),
+        ({"per_channel": False}, 31),
+        ({"weights": "uint8"}, 33),
+        ({"reduce_range": True}, 30),
+        ({"rows": True, "weights": "uint8"}, 35),
+    ],
+)
+@pytest.mark.parametrize("place", [CPU, PLAIN], ids=["cpu", "reference"])
+def test_nearly_the_same(net, feeds, fields, least, place):
+    reference = runtime.open_session(net, CPU).run(feeds)
+    result = QuantizeDynamic(**fields)(net)
+    assert result.report == {"quantized": {"Gemm": 1, "MatMul": 1}}
+    assert {node.op_type for node in net.graph} & {"MatMul", "Gemm"} == set()
+    assert sqnr(net, reference, feeds, place) > least
+
+
+def test_rows_do_not_mind_other_rows(net, feeds):
+    loud = {"x": feeds["x"].copy()}
+    loud["x"][0, 0] *= 1000
+    reference = runtime.open_session(net, CPU).run(loud)["y"][1:]
+    found = {}
+    for rows in (False, True):
+        model = net.clone()
+        QuantizeDynamic(rows=rows)(model)
+        found[rows] = compare.sqnr(reference, runtime.open_session(model, CPU).run(loud)["y"][1:])
+    assert found[True] > 35
+    assert found[False] < 10
+
+
+def test_rows_of_zeros(net, feeds):
+    QuantizeDynamic(rows=True)(net)
+    done = runtime.open_session(net, CPU).run({"x": np.zeros_like(feeds["x"])})
+    assert np.isfinite(done["z"]).all()
+
+
+def test_an_activation_is_quantized_once(build, sample):
+    model = build(
+        "g (float[N,8] x, float[8,8] q, float[8,8] k) => (float[N,8] a, float[N,8] b) { a = MatMul(x, q) b = MatMul(x, k) }",
+        q=(8, 8),
+        k=(8, 8),
+    )
+    QuantizeDynamic()(model)
+    assert [node.op_type for node in model.graph].count("DynamicQuantizeLinear") == 1
+
+
+def test_fused(net, feeds):
+    reference = runtime.open_session(net, CPU).run(feeds)
+    QuantizeDynamic()(net)
+    spec.build("fuse", {})(net)
+    assert "DynamicQuantizeMatMul" in {node.op_type for node in net.graph}
+    assert sqnr(net, reference, feeds) > 33
+
+
+def test_bodies(build, sample):
+    model = build(
+        """
+        g (float[N,8] x, bool flag, float[8,8] w) => (float[N,8] y) {
+          y = If (flag) <then_branch = t () => (float[N,8] p) { p = MatMul(x, w) },
+                         else_branch = e () => (float[N,8] q) { q = Neg(x) }>
+        }
+        """,
+        w=(8, 8),
+    )
+    feeds = {**sample(x=[4, 8]), "flag": np.array(True)}
+    reference = runtime.open_session(model, CPU).run(feeds)
+    assert QuantizeDynamic()(model).modified
+    assert sqnr(model, reference, feeds) > 30
+
+
+def test_reasons(build):
+    model = build(
+        """
+        g (float[N,3,8,8] x, float[4,3,1,1] w, float[8,8] v) => (float[N,4,8,8] y, float[N,3,8,8] z) {
+          y = Conv(x, w)
+          [kept] m = MatMul(x, v)
+          z = MatMul(m, x)
+        }
+        """,
+        w=(4, 3, 1, 1),
+        v=(8, 8),
+    )
+    reasons = dict(QuantizeDynamic(exclude=("kept",))(model).skipped)
+    assert "slower" in reasons["Conv of 'y'"]
+    assert reasons["kept"] == "excluded"
+    assert reasons["MatMul of 'z'"] == "it multiplies two activations"
+    with pytest.raises(UsageError, match="did you mean 'kept'"):
+        QuantizeDynamic(exclude=("kpt",))(model)
+
+
+def test_old_opsets_are_raised(build, sample):
+    model = build("g (float[N,8] x, float[8,8] w) => (float[N,8] y) { y = MatMul(x, w) }", w=(8, 8))
+    model.opset_imports[""] = 9
+    QuantizeDynamic()(model)
+    assert model.opset_imports[""] == 11
+
+
+def test_a_shared_weight_is_stored_once(build):
+    model = build(
+        "g (float[N,8] x, float[8,8] w) => (float[N,8] y) { a = MatMul(x, w) r = Relu(a) y = MatMul(r, w) }", w=(8, 8)
+    )
+    QuantizeDynamic()(model)
+    assert [v.dtype for v in model.graph.initializers.values()].count(ir.DataType.INT8) == 1
+    assert "w" not in model.graph.initializers
