@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from graphopt import compare, io, runtime, spec, target
 from graphopt.data import LABELS, NpzData
+from graphopt.pipeline import duplicate
 
 _BATCH = 250
 _RECIPES = (
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 def _quantized(reference: ir.Model, calibration: Path, weights: str) -> ir.Model:
-    model = reference.clone()
+    model = duplicate(reference)
     spec.build("calibrate", {"data": calibration})(model)
     spec.build("quantize-static", {"weights": weights})(model)
     return model

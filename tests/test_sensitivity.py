@@ -151,6 +151,16 @@ EXACT = {
         r = Relu(s)
         y = MatMul(r, w)
     }""",
+    "inside a branch": """g (float[8,6] x, float[6,6] w, float[6,6] v) => (float[8,6] y) <float zero = {0.0}> {
+        a = MatMul(x, w)
+        s = Mul(x, x)
+        n = ReduceSum<keepdims = 0>(s)
+        c = Greater(n, zero)
+        y = If (c) <
+            then_branch = t () => (float[8,6] u) { m = MatMul(a, v)  r = Relu(m)  u = MatMul(r, v) },
+            else_branch = e () => (float[8,6] q) { q = Identity(a) }
+        >
+    }""",
     "reshaped on the way": """g (float[2,4,6] x, float[6,6] w, float[24,6] v) => (float[2,6] y) <int64[2] shape = {2, 24}> {
         a = MatMul(x, w)
         t = Transpose<perm = [0,2,1]>(a)
@@ -222,8 +232,8 @@ def test_times_are_told_where_there_is_a_profiler(file, data):
 
 def test_a_metric_of_every_layer(file, data):
     done = sensitivity.analyse(file, data, samples=8, metric="cosine", seconds=0)
-    assert done.metric.float == 1
-    assert done.metric.quantized < 1
+    assert done.metric.before == 1
+    assert done.metric.after < 1
     assert max(done.layers, key=lambda layer: layer.drop).name == "third"
     assert min(layer.drop for layer in done.layers) > 0
 
@@ -232,7 +242,7 @@ def test_a_metric_on_other_data(file, data, tmp_path):
     x, truth = np.load(data)["a0"], runtime.open_session(io.load(file), CPU)
     np.savez(tmp_path / "e.npz", a0=x, labels=truth.run({"a0": x})["y"].argmax(1))
     done = sensitivity.analyse(file, data, samples=8, metric="accuracy", eval_data=tmp_path / "e.npz", seconds=0)
-    assert done.metric.float == 1, "the labels are what the float model says"
+    assert done.metric.before == 1, "the labels are what the float model says"
     assert max(done.layers, key=lambda layer: layer.drop).name == "third"
 
 
@@ -260,7 +270,7 @@ def test_json(graphopt, file, data):
         "name", "operator", "sqnr", "mean_sqnr", "weights_sqnr", "activation_sqnr", "share", "without", "outputs",
         "weight_bytes", "float_ms", "quantized_ms", "drop",
     }  # fmt: skip
-    assert set(found["metric"]) == {"name", "float", "quantized"}
+    assert set(found["metric"]) == {"name", "before", "after"}
     assert found["layers"][0]["outputs"] == {"y": found["layers"][0]["sqnr"]}
 
 

@@ -92,7 +92,7 @@ def _sensitivity(done: Sensitivity) -> Any:
     ratios.set_yticks(places, [f"{layer.name} ({layer.operator})" for layer in rows])
     ratios.set_ylim(len(rows) - 0.4, -0.8)
     ratios.set_xlabel("SQNR of the worst output, dB; lower is more fragile")
-    ratios.legend(loc="lower right", frameon=False)
+    ratios.legend(loc="upper right", frameon=False)
     shares.barh(places, [100 * layer.share for layer in rows], color=_COLORS["baseline"], height=0.7)
     shares.set_xlabel("share of all noise, %")
     for axes in (ratios, shares):

@@ -39,8 +39,8 @@ class Score:
     """A metric of the float model and of the quantized one."""
 
     name: str
-    float: float
-    quantized: float
+    before: float
+    after: float
 
 
 @dataclasses.dataclass(frozen=True)

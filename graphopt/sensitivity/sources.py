@@ -118,35 +118,28 @@ class Sources:
         """Return how many there are."""
         return len(self._constants) + len(self._roundings)
 
-    def bits(self, source: Source) -> int:
-        """Return how many bits an activation is rounded to."""
-        return int(self._roundings[source].dtype.bitwidth)
-
     def apply(self, sources: Iterable[Source]) -> ir.Model:
         """Return a copy of the float model in which only these round."""
         copy = self._model.clone()
         nodes = {node.name: node for node in copy.graph.all_nodes()}
         values = _values(copy)
-        taken = {*values, *copy.graph.initializers}
+        prefix = "graphopt"
+        while any(name.startswith(prefix) for graph in _graphs(copy.graph) for name in (*values, *graph.initializers)):
+            prefix += "_"
         for number, source in enumerate(sources):
-            prefix = f"graphopt_{number}"
-            while any(name.startswith(prefix) for name in taken):
-                prefix += "_"
             if source.kind == "weights":
-                _hold(nodes[source.name], self._constants[source], prefix)
+                _hold(nodes[source.name], self._constants[source], f"{prefix}{number}")
             else:
-                _round(values[source.name], self._roundings[source], prefix)
+                _round(values[source.name], self._roundings[source], f"{prefix}{number}")
         return copy
 
     def _counterpart(self, value: ir.Value) -> str | None:
         """Return what the float model calls a value: a pass may rename outputs, but keeps the names of nodes."""
-        node = value.producer()
-        if node is None:
+        node, index = value.producer(), value.index()
+        if node is None or index is None:
             return value.name
         twin = self._nodes.get(node.name)
-        if twin is None or len(twin.outputs) <= value.index():
-            return None
-        return twin.outputs[value.index()].name
+        return twin.outputs[index].name if twin is not None and index < len(twin.outputs) else None
 
     def _add_constants(self, node: ir.Node) -> None:
         arrays = {index: array for index, v in enumerate(node.inputs) if (array := _stored(v)) is not None}

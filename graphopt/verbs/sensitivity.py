@@ -12,7 +12,8 @@ from graphopt.verbs import _options
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from graphopt.sensitivity import Layer, Sensitivity
+    from graphopt.sensitivity import Sensitivity
+    from graphopt.sensitivity.layers import Layer
 
 _ORDERS = ("sqnr", "share", "graph", "bytes", "gain")
 
@@ -92,7 +93,7 @@ def command(model: str, data: str, sort: str, top: int, plot: str | None, as_jso
         )
     if done.metric is not None:
         found = done.metric
-        out.print(f"{found.name} {found.float:.4f} -> {found.quantized:.4f} with everything quantized", soft_wrap=True)
+        out.print(f"{found.name} {found.before:.4f} -> {found.after:.4f} with everything quantized", soft_wrap=True)
     if done.skipped:
         out.print(f"{len(done.skipped)} nodes stay in float; --json says why", style="dim")
     if done.unmatched:

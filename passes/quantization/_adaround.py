@@ -16,8 +16,8 @@ from graphopt.passbase import PreconditionError
 from graphopt.passes.quantization._gptq import Levels, Objective
 
 _LOW, _HIGH = -0.1, 1.1
-_RATE = 0.02
-_PENALTY = 1.0
+_RATE = 0.05
+_PENALTY = 10.0
 """Of all numbers undecided, in units of the error of nearest rounding."""
 _WARMUP = 0.2
 """Share of the steps before the penalty sets in."""
@@ -34,8 +34,10 @@ def require_torch() -> None:
         raise PreconditionError("learning needs PyTorch; install 'graphopt[torch]', or choose method=gptq")
 
 
-def adaround(objective: Objective, weight: np.ndarray, scale: np.ndarray, levels: Levels, steps: int) -> np.ndarray:
-    """Return integers [groups, channels, inputs], float64.
+def learned(
+    objective: Objective, weight: np.ndarray, scale: np.ndarray, levels: Levels, steps: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return integers, and the shares h that they were rounded from; both [groups, channels, inputs].
 
     Args:
         objective: the error.
@@ -68,5 +70,4 @@ def adaround(objective: Objective, weight: np.ndarray, scale: np.ndarray, levels
         loss.backward()
         optimizer.step()
     h = (torch.sigmoid(v.detach()) * (_HIGH - _LOW) + _LOW).clamp(0, 1).numpy().astype(np.float64)
-    result: np.ndarray = np.clip(down + (h >= 0.5), levels.low, levels.high)
-    return result
+    return np.clip(down + (h >= 0.5), levels.low, levels.high), h

@@ -63,13 +63,17 @@ class Layout:
         return np.moveaxis(weight, self.axis, 0).reshape(self.rows, -1)
 
     def whole(self, matrix: np.ndarray) -> np.ndarray:
-        """Return numbers [rows, columns] in the shape of the weight, or scales [blocks, columns] in that of the scales."""
+        """Return numbers [rows, columns] in the shape of the weight."""
         if self.channel is None:
-            return np.moveaxis(matrix.reshape(len(matrix), *self._others), 0, self.axis)
-        if len(matrix) == 1 != self.rows:
-            return matrix.reshape(-1)
+            return np.moveaxis(matrix.reshape(self.rows, *self._others), 0, self.axis)
         others = [size for axis, size in enumerate(self.shape) if axis != self.channel]
         return np.moveaxis(matrix.reshape(*others, self.columns), -1, self.channel)
+
+    def whole_scales(self, matrix: np.ndarray) -> np.ndarray:
+        """Return scales or zero points [blocks, columns] in the shape `scales`."""
+        if self.channel is not None:
+            return matrix.reshape(self.scales)
+        return np.moveaxis(matrix.reshape(self.blocks, *self._others), 0, self.axis)
 
     @property
     def cut(self) -> tuple[int, ...]:
@@ -87,9 +91,7 @@ class Layout:
         """Return numbers [rows, columns] in the shape `cut`; a short last block is filled up with zeros."""
         full = self.blocks * self.size
         padded = np.concatenate([matrix, np.zeros((full - len(matrix), self.columns), matrix.dtype)])
-        return np.moveaxis(
-            padded.reshape(self.blocks, self.size, *self._others), (0, 1), (self.axis, self.axis + 1)
-        )
+        return np.moveaxis(padded.reshape(self.blocks, self.size, *self._others), (0, 1), (self.axis, self.axis + 1))
 
     @property
     def _others(self) -> tuple[int, ...]:

@@ -253,6 +253,8 @@ def _write(model: ir.Model, channels: Channels, scaled: Scaled, power: np.ndarra
     tensor = graphs.constant(value)
     assert value is not None
     assert tensor is not None
+    while power.ndim > len(tensor.shape) and power.shape[0] == 1:
+        power = power[0]
     twins = list(value.uses()) if value in channels.tied and scaled.index == 1 else []
     graphs.set_constant(model.graph, scaled.node, scaled.index, np.ldexp(tensor.numpy(), power.astype(np.int32)), taken)
     for twin, index in twins:

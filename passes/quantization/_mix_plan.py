@@ -100,7 +100,7 @@ class Planner:
                     made = reads
                 elif unit.node.op_type == "Concat":
                     made |= reads
-                elif unit.float_result and not read & set(unit.outputs):
+                elif _yields_float(unit, read):
                     made = set()
                 grids.update(dict.fromkeys(unit.outputs, made))
                 found.append((unit, (own | reads | made) & self._known))
@@ -110,12 +110,17 @@ class Planner:
         fast = {node.name for units in planned for unit in units for node in unit.nodes}
         costs = [after if name in fast else before for name, (before, after) in self._times.items()]
         for units in planned:
-            made = {value for unit in units for value in unit.outputs}
             read = {value for unit in units for value in unit.inputs}
+            made = {value for unit in units if not _yields_float(unit, read) for value in unit.outputs}
             inside = {node for unit in units for node in unit.nodes}
             leaving = {v for v in made if v.is_graph_output() or any(user not in inside for user in v.consumers())}
             costs += [_conversion_us(value) for value in (*(read - made), *leaving)]
         return math.fsum(costs)
+
+
+def _yields_float(unit: Unit, read: set[ir.Value]) -> bool:
+    """Tell whether a unit's kernel yields float by itself, because nothing reads its result as integers."""
+    return unit.float_result and not read & set(unit.outputs)
 
 
 def _conversion_us(value: ir.Value) -> float:

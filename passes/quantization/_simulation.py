@@ -10,6 +10,7 @@ become a neighbour.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -146,7 +147,7 @@ class _Layer(ir.tape.Tape):
             self._constant(np.array(zero + raised, np.uint8)),
         ]
         if self._is_conv:
-            return self._add("ConvInteger", inputs, **self._geometry(), group=attribute(self._site.node, "group", 1))
+            return self._add("ConvInteger", inputs, **self._geometry(), group=self._groups)
         return self._add("MatMulInteger", inputs)
 
     def _change(self, stored: ir.Value) -> ir.Value:
@@ -155,8 +156,8 @@ class _Layer(ir.tape.Tape):
         Segments of pairs are computed in blocks, which are put side by side behind a column of zeros. A channel then
         picks its first segment, if it has one, and its second, ...
         """
-        if self._is_conv:  # ConvInteger pads with the zero point, Conv with zeros
-            stored = self._add("Sub", [stored, self._constant(np.array(self._zero, np.float32))])
+        if self._is_conv:
+            stored = self._columns(stored)
         segments = self._segments()
         columns = [self._block(stored, block) for block in _blocks(segments)]
         axis = 1 if self._is_conv else -1
@@ -191,49 +192,57 @@ class _Layer(ir.tape.Tape):
         for index, segment in enumerate(block):
             places[index, : len(segment.pairs)] = segment.pairs
             weights[index, : len(segment.pairs)] = saturation.pairs(self._rows[[segment.channel]])[0, segment.pairs]
-        channels = np.array([segment.channel for segment in block])
-        sums = (self._sums_of_conv if self._is_conv else self._sums_of_product)(stored, channels, places, weights)
+        sums = self._sums(stored, np.array([segment.channel for segment in block]), places, weights)
         ends = [self._constant(np.array(end, np.float32)) for end in (saturation.LOW, saturation.HIGH)]
         change = self._add("Sub", [self._add("Clip", [sums, *ends]), sums])
-        if self._is_conv:
-            ones = np.ones((len(block), width, *[1] * (self._weight.ndim - 2)), np.float32)
-            return self._add("Conv", [change, self._constant(ones)], group=len(block))
-        axes = self._constant(np.array([-1]))
+        axes = self._constant(np.array([2 if self._is_conv else -1]))
         return self._add("ReduceSum", [change, axes], keepdims=0)
 
-    def _sums_of_product(
-        self, stored: ir.Value, channels: np.ndarray, places: np.ndarray, weights: np.ndarray
-    ) -> ir.Value:
-        """Return the sums of pairs of products, [..., segments, pairs]."""
-        del channels
+    def _sums(self, stored: ir.Value, channels: np.ndarray, places: np.ndarray, weights: np.ndarray) -> ir.Value:
+        """Return the sums of pairs of products, [..., segments, pairs], of convolutions [N, segments, pairs, ...]."""
         last = self._rows.shape[1] - 1
         terms = []
         for side in (0, 1):
             index = np.minimum(2 * places + side, last)  # an odd row ends with a pair of which one weight is 0
-            taken = self._add("Gather", [stored, self._constant(index)], axis=-1)
-            terms.append(self._add("Mul", [taken, self._constant(weights[..., side])]))
+            factors = weights[..., side]
+            if self._is_conv:
+                index = self._column(index, channels)
+                factors = factors.reshape(*factors.shape, *[1] * (self._weight.ndim - 2))
+            taken = self._add("Gather", [stored, self._constant(index)], axis=1 if self._is_conv else -1)
+            terms.append(self._add("Mul", [taken, self._constant(factors)]))
         return self._add("Add", terms)
 
-    def _sums_of_conv(
-        self, stored: ir.Value, channels: np.ndarray, places: np.ndarray, weights: np.ndarray
-    ) -> ir.Value:
-        """Return the sums of pairs of products, [N, segments * pairs, ...].
+    def _columns(self, stored: ir.Value) -> ir.Value:
+        """Return what each position of the kernel meets, [N, positions * channels, ...]: depthwise convolutions with 1.
 
-        Every pair is a convolution of two channels with a kernel of two weights. What the zero point in place of zero
-        adds to the sum is its bias.
+        These pad with zeros, where bytes are padded with the zero point.
         """
-        width, *kernel = self._weight.shape[1:]
-        group = channels // (len(self._weight) // attribute(self._site.node, "group", 1))
-        sources, kernels = [], np.zeros((places.size, 2, *kernel), np.float32)
-        flat = kernels.reshape(places.size, 2, -1)
-        for side in (0, 1):
-            index = np.minimum(2 * places + side, self._rows.shape[1] - 1)
-            sources.append((index % width + group[:, None] * width).ravel())
-            flat[np.arange(places.size), side, (index // width).ravel()] = weights[..., side].ravel()
-        gathered = self._add("Gather", [stored, self._constant(np.stack(sources, 1).ravel())], axis=1)
-        bias = weights.sum(-1).ravel() * np.float32(self._zero)
-        inputs = [gathered, self._constant(kernels), self._constant(bias)]
-        return self._add("Conv", inputs, **self._geometry(), group=places.size)
+        zero = self._constant(np.array(self._zero, np.float32))
+        centred = self._add("Sub", [stored, zero])
+        kernel = self._weight.shape[2:]
+        parts = []
+        for place in range(math.prod(kernel)):
+            weight = np.zeros((self._channels, 1, math.prod(kernel)), np.float32)
+            weight[:, :, place] = 1
+            inputs = [centred, self._constant(weight.reshape(self._channels, 1, *kernel))]
+            parts.append(self._add("Conv", inputs, **self._geometry(), group=self._channels))
+        side_by_side = self._add("Concat", parts, axis=1) if len(parts) > 1 else parts[0]
+        return self._add("Add", [side_by_side, zero])
+
+    def _column(self, index: np.ndarray, channels: np.ndarray) -> np.ndarray:
+        """Return where elements of rows of output channels stand among the columns, which are those of all groups."""
+        width = self._weight.shape[1]
+        group = channels // (len(self._weight) // self._groups)
+        return np.asarray(index // width * self._channels + group[:, None] * width + index % width)
+
+    @property
+    def _groups(self) -> int:
+        return int(attribute(self._site.node, "group", 1))
+
+    @property
+    def _channels(self) -> int:
+        """The number of input channels of a convolution."""
+        return int(self._weight.shape[1]) * self._groups
 
     def _geometry(self) -> dict[str, Any]:
         """Return the attributes of the convolution, without its groups."""

@@ -128,11 +128,14 @@ def group(graph: ir.Graph) -> tuple[list[Unit], dict[ir.Node, str]]:
         else:
             unfolded = any(value in computed and is_float(value) for value in (*node.inputs, *node.outputs))
             role = _FOLD if unfolded else classify(node)
-            if isinstance(role, Role):
-                unit = Unit(role, node)
+            unit = Unit(role, node) if isinstance(role, Role) else None
+            if unit and not unit.inputs:
+                refused[node] = "all that it reads is constant"
+            elif unit:
                 units.append(unit)
                 of_result.update(dict.fromkeys(unit.outputs, unit))
             elif node.op_type != "Constant":
+                assert isinstance(role, str)
                 refused[node] = role
     return units, refused
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ from graphopt.fidelity import Fidelity
 from graphopt.passbase import LOSSY, Pass, Result, param
 from graphopt.passes.quantization._coarse import coarsen
 from graphopt.passes.quantization._graphs import input_of, is_constant, label
-from graphopt.passes.quantization._integer_operators import integer_operators
+from graphopt.passes.quantization._integer_operators import IntegerOperator, integer_operators
 from graphopt.passes.quantization._nodes import Nodes
 from graphopt.passes.quantization._quantized import affine
 from graphopt.passes.quantization._saturation import Site, sites
@@ -70,28 +70,40 @@ class AvoidSaturation(Pass):
 
     def call(self, model: ir.Model) -> Result:
         audited = [(graph, site) for graph in _main_and_bodies(model) for site in sites(graph)]
-        risky = [(graph, site) for graph, site in audited if self._can_saturate(site)]
         operators = [operator for graph in _main_and_bodies(model) for operator in integer_operators(graph)]
-        risky_operators = [operator for operator in operators if operator.channels(any_order=self.any_order).any()]
+        layers = [(graph, site) for graph, site in audited if self._channels(site).any()]
+        risky = [operator for operator in operators if operator.channels(any_order=self.any_order).any()]
         report: dict[str, Any] = {
             "layers": len(audited) + len(operators),
-            "can_saturate": len(risky) + len(risky_operators),
+            "can_saturate": len(layers) + len(risky),
         }
-        skipped = list(_out_of_reach(model))
         reference = open_reference(self.reference, self.pass_name()) if self.reference else None
-        trial = _Trial(model, reference, self) if risky and not _is_empty(self.data) else None
+        trial = _Trial(model, reference, self) if layers and not _is_empty(self.data) else None
         if trial:
             report |= trial.before()
-        names = graphs.names(model)
-        taken = set(names) | {node.name for node in model.graph.all_nodes() if node.name}
-        floats = _weights(model, reference) if reference and risky else {}
+        floats = _weights(model, reference) if reference and layers else {}
+        skipped = list(_out_of_reach(model))
+        fixed = self._fix_layers(model, layers, floats, skipped) + self._fix_operators(model, risky, skipped)
+        report["fixed"] = dict(fixed)
+        if trial:
+            report |= trial.after(model)
+        return Result(model, bool(fixed), report, skipped)
+
+    def _fix_layers(
+        self,
+        model: ir.Model,
+        layers: Sequence[tuple[ir.Graph, Site]],
+        floats: Mapping[ir.Node, np.ndarray | None],
+        skipped: list[tuple[str, str]],
+    ) -> Counter[str]:
+        """Fix what can be fixed; count how, and add rows about the rest."""
+        taken = set(graphs.names(model)) | {node.name for node in model.graph.all_nodes() if node.name}
         fixed: Counter[str] = Counter()
-        for graph, site in risky:
-            ways = [way for way in ("7-bit", "u8u8") if self.method in ("auto", way)]
-            reasons = {way: _obstacle(model, site, way) for way in ways}
-            way = next((way for way in ways if reasons[way] is None), None)
+        for graph, site in layers:
+            reasons = {way: _obstacle(model, site, way) for way in ("7-bit", "u8u8") if self.method in ("auto", way)}
+            way = next((way for way, reason in reasons.items() if reason is None), None)
             if way is None:
-                skipped.append((label(site.node), "it can saturate: " + "; ".join(r for r in reasons.values() if r)))
+                skipped.append((label(site.node), "it can saturate: " + "; ".join(map(str, reasons.values()))))
                 continue
             fixed[way] += 1
             fix = _Fix(site, Nodes(graph, taken), taken)
@@ -99,20 +111,22 @@ class AvoidSaturation(Pass):
                 fix.store_unsigned()
             else:
                 fix.coarsen(self._channels(site), floats.get(site.node), any_order=self.any_order)
-        for operator in risky_operators:
+        return fixed
+
+    def _fix_operators(
+        self, model: ir.Model, operators: Sequence[IntegerOperator], skipped: list[tuple[str, str]]
+    ) -> Counter[str]:
+        """Do the same for operators on integers."""
+        taken = graphs.names(model)
+        fixed: Counter[str] = Counter()
+        for operator in operators:
             if operator.obstacle or self.method == "7-bit":
                 reason = operator.obstacle or "coarser weights would need other scales; choose u8u8"
                 skipped.append((label(operator.node), f"it can saturate: {reason}"))
             else:
-                operator.store_unsigned(names)
+                operator.store_unsigned(taken)
                 fixed["u8u8"] += 1
-        report["fixed"] = dict(fixed)
-        if trial:
-            report |= trial.after(model)
-        return Result(model, bool(fixed), report, skipped)
-
-    def _can_saturate(self, site: Site) -> bool:
-        return bool(self._channels(site).any())
+        return fixed
 
     def _channels(self, site: Site) -> np.ndarray:
         return np.asarray(site.suspicious if self.any_order else site.guilty.any(axis=1))

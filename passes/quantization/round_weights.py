@@ -176,7 +176,7 @@ class RoundWeights(Pass):
         if self.method == "gptq":
             found = gptq(objective, scale, levels)
         else:
-            found = _adaround.adaround(objective, goal, scale, levels, self.steps)
+            found, _ = _adaround.learned(objective, goal, scale, levels, self.steps)
         better = objective.error(found * scale[..., None]) < objective.error(nearest * scale[..., None])
         return np.where(better[..., None], found, nearest)
 

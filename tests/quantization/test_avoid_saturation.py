@@ -493,3 +493,42 @@ def test_the_promise_in_words(network):
 
 def test_specification_round_trip():
     assert spec.render(AvoidSaturation(method="u8u8")) == "avoid-saturation{method=u8u8}"
+
+
+# Operators on integers
+
+DYNAMIC = """<ir_version: 9, opset_import: ["": 18]> g (float[N,8] x, int8[8,4] w, int8 wz, float ws) => (float[N,4] y) {
+    q, s, z = DynamicQuantizeLinear(x)  a = MatMulInteger(q, w, z, wz)  f = Cast<to = 1>(a)  k = Mul(s, ws)  y = Mul(f, k) }"""
+OPERATORS = """<ir_version: 9, opset_import: ["": 18]> g (uint8[N,4,5,5] x, int8[6,4,3,3] w, int8[6] wz, float s, float[6] ws,
+    uint8 z, int32[6] b) => (uint8[N,6,3,3] y) { y = QLinearConv(x, s, z, w, ws, wz, s, z, b) }"""
+
+
+def test_dynamic_quantization_gets_unsigned_weights(build):
+    def model():
+        return build(DYNAMIC, w=np.full((8, 4), 100, np.int8), wz=np.int8(0), ws=np.float32(0.1))
+
+    feed = {"x": np.random.default_rng(0).uniform(0, 1, (3, 8)).astype(np.float32)}
+    made = model()
+    assert AvoidSaturation().call(made).report == {"layers": 1, "can_saturate": 1, "fixed": {"u8u8": 1}}
+    assert made.graph.num_nodes() == model().graph.num_nodes()
+    np.testing.assert_array_equal(
+        runtime.open_session(model(), CPU).run(feed)["y"], runtime.open_session(made, CPU).run(feed)["y"]
+    )
+    assert not AvoidSaturation()(made).modified
+    (row,) = AvoidSaturation(method="7-bit")(model()).skipped
+    assert "u8u8" in row[1]
+    light = build(DYNAMIC, w=np.full((8, 4), 60, np.int8), wz=np.int8(0), ws=np.float32(0.1))
+    assert not AvoidSaturation()(light).modified
+
+
+def test_the_operator_format_gets_unsigned_weights(build):
+    weights = {
+        "w": heavy((6, 4, 3, 3)).astype(np.int8), "wz": np.zeros(6, np.int8), "s": np.float32(0.1),
+        "ws": np.full(6, 0.01, np.float32), "z": np.uint8(3), "b": np.arange(6, dtype=np.int32),
+    }  # fmt: skip
+    model, made = build(OPERATORS, **weights), build(OPERATORS, **weights)
+    feed = {"x": images((2, 4, 5, 5), 0)[1]}
+    assert AvoidSaturation()(made).report["fixed"] == {"u8u8": 1}
+    np.testing.assert_array_equal(
+        runtime.open_session(model, CPU).run(feed)["y"], runtime.open_session(made, CPU).run(feed)["y"]
+    )

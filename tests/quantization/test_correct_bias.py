@@ -11,6 +11,7 @@ from graphopt.passes.quantization._quantized import layers
 from graphopt.passes.quantization.calibrate import Calibrate
 from graphopt.passes.quantization.correct_bias import CorrectBias
 from graphopt.passes.quantization.quantize_static import QuantizeStatic
+from graphopt.pipeline import duplicate
 from graphopt.target import find
 
 CPU = find("cpu", 1)
@@ -35,9 +36,9 @@ X = np.random.default_rng(3).normal(0.3, 1, (64, 4, 8, 8)).astype(np.float32)
 def pair(build):
     """A float model and the same in integers with 4-bit weights."""
 
-    def make(text=NETWORK, weights=WEIGHTS, data=X, **fields):
-        reference = build(text, **weights)
-        model = reference.clone()
+    def make(text=NETWORK, arrays=WEIGHTS, data=X, **fields):
+        reference = build(text, **arrays)
+        model = duplicate(reference)
         Calibrate({"x": data}, threads=1)(model)
         QuantizeStatic(**{"weights": "int4", **fields})(model)
         return reference, model
@@ -94,7 +95,7 @@ def test_the_bias_stays_in_integers_on_the_grid_of_the_products(pair):
 
 def test_weights_and_the_reference_stay(pair):
     reference, model = pair()
-    floats = [tensor.tobytes() for tensor in map(lambda v: v.const_value, reference.graph.initializers.values())]
+    floats = [v.const_value.tobytes() for v in reference.graph.initializers.values()]
     before = [layer.weight.integers for layer in layers(model.graph)]
     CorrectBias(reference, {"x": X}, threads=1)(model)
     for old, layer in zip(before, layers(model.graph), strict=True):
@@ -235,9 +236,10 @@ def test_on_the_command_line(pair, tmp_path, graphopt):
     out = tmp_path / "out.onnx"
     arguments = ["--reference", str(tmp_path / "float.onnx"), "--data", str(tmp_path / "data.npz")]
     done = graphopt("correct-bias", str(tmp_path / "int.onnx"), "-o", str(out), *arguments)
-    assert done.exit_code == 0, done.output
+    assert done.code == 0, done.err
     assert mean_error(reference, io.load(out)).max() < mean_error(reference, model).max()
     missing = ["--reference", str(tmp_path / "none.onnx"), *arguments[2:]]
     done = graphopt("correct-bias", str(tmp_path / "int.onnx"), "-o", str(tmp_path / "o2.onnx"), *missing)
-    assert done.exit_code == 1
+    assert done.code == 1
+    assert "none.onnx" in done.error
     assert not (tmp_path / "o2.onnx").exists()

@@ -67,7 +67,7 @@ def sqnr(reference, made, data):
     source = open_data(data)
     session = runtime.open_session(reference, CPU)
     ports = runtime.model_inputs(reference)
-    return Fidelity(session, source, ports, samples=12, skip=12).worst(runtime.open_session(made, CPU))
+    return Fidelity(session, source, ports, samples=12, skip=12, batch=12).worst(runtime.open_session(made, CPU))
 
 
 def integers(model):

@@ -682,3 +682,10 @@ def test_only_standard_operators(build, sample, quantize):
     done = quantize(between(build, "s = HardSwish(a) r = ReduceMean<keepdims=0>(s, k) u = Unsqueeze(r, k) m = Add(u, a)", LAYER.replace("x,", "x, int64[2] k,"), k=np.array([2, 3])), sample(**X))  # fmt: skip
     assert {node.domain for node in done.model.graph} == {""}
     assert done.islands == []
+
+
+def test_a_choice_between_constants(build, sample, quantize):
+    model = between(build, "total = ReduceSum<keepdims=1>(x) flag = Cast<to=9>(total) s = Where(flag, one, two) m = Mul(a, s)",
+                    head=LAYER.replace("w2", "w2, float one, float two"), one=np.float32(1), two=np.float32(2))  # fmt: skip
+    done = quantize(model, sample(**X))
+    assert done.reasons["Where of 's'"] == "all that it reads is constant"
