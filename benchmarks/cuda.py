@@ -51,7 +51,8 @@ def variants(path: Path, folder: Path) -> dict[str, Path]:
     np.savez(folder / "data.npz", **feeds)  # type: ignore[arg-type]
     integer = folder / f"{path.stem}.int8.onnx"
     try:
-        if graphopt.apply(path, [f"calibrate{{data={folder / 'data.npz'}}}", "quantize-static"], integer).met:
+        calibrate = f"calibrate{{data={folder / 'data.npz'} observers=min-max,mse target=cuda}}"
+        if graphopt.apply(path, [calibrate, "quantize-static{observer=mse}"], integer).met:
             made["int8"] = integer
     except UserError as error:
         print(f"{path.name}: no int8: {error}", file=sys.stderr)

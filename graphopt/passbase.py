@@ -129,14 +129,15 @@ class Result(ir.passes.PassResult):
     parts: Sequence[Pass] = ()
 
 
-def param(default: Any, help: str, *, source: Literal["data", "model"] | None = None) -> Any:
+def param(default: Any, help: str, *, source: Literal["data", "model", "file"] | None = None) -> Any:
     """A dataclass field with help text for the command line.
 
     Args:
         default: the default value.
         help: one line that says what the field means, with its unit.
-        source: what outside source the field names, a data set or another model. It takes part in the specification,
-            but provenance records the content's hash in its place, so that moving a file changes no byte.
+        source: what outside source the field names: a data set, another model, or a file beside the model. It takes
+            part in the specification, but provenance records the hash of a data set's or model's content in its place,
+            so that moving a file changes no byte.
     """
     return dataclasses.field(default=default, metadata={"help": help, "source": source})
 

@@ -27,8 +27,9 @@ _LIMIT = 1 << 24
 
 def pairs(rows: np.ndarray) -> np.ndarray:
     """Return rows [C, K] in pairs of neighbours, [C, ceil(K / 2), 2]."""
-    odd = rows.shape[1] % 2
-    return np.pad(rows, ((0, 0), (0, odd))).reshape(len(rows), -1, 2)
+    if rows.shape[1] % 2:
+        rows = np.pad(rows, ((0, 0), (0, 1)))
+    return rows.reshape(len(rows), -1, 2)
 
 
 def largest_sum(high: int) -> int:

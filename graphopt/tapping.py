@@ -41,12 +41,17 @@ def tap(model: ir.Model, values: Sequence[ir.Value]) -> Tapped:
         values: of its main graph and the bodies in it; not of its functions, which must be inlined before.
     """
     copy = model.clone()
-    twins = dict(zip(_values(model.graph), _values(copy.graph), strict=True))
+    twin_of = twins(model, copy)
     tapper = _Tapper(copy)
-    led = [tapper.lead(twins[value]) for value in values]
+    led = [tapper.lead(twin_of[value]) for value in values]
     present = set(copy.graph.outputs)
     copy.graph.outputs.extend(dict.fromkeys(value for value in led if value is not None and value not in present))
     return Tapped(copy, [None if value is None else value.name for value in led])
+
+
+def twins(model: ir.Model, copy: ir.Model) -> dict[ir.Value, ir.Value]:
+    """Return what stands in a copy for each value of the main graph and the bodies in it."""
+    return dict(zip(_values(model.graph), _values(copy.graph), strict=True))
 
 
 def owners(graph: ir.Graph) -> dict[ir.Graph, ir.Node]:

@@ -559,3 +559,25 @@ def test_a_pass_is_told_where_the_model_will_run(graphopt, model, recipe, tmp_pa
     assert graphopt(*command, recipe("haste{careful=true}")).json["steps"][0]["report"] == {"at": "reference"}
     named = graphopt(*command, recipe("haste{careful=true target=cuda}")).json["steps"][0]
     assert named["report"] == {"at": "cuda"}
+
+
+PORTABLE = '''
+@dataclass(frozen=True)
+class Ferry(Pass):
+    """Say whether it was asked to be portable."""
+
+    portable: bool = param(False, "the same everywhere")
+
+    def call(self, model):
+        model.metadata_props["ferried"] = "yes"
+        return Result(model, True, {"portable": "carried over"} if self.portable else {})
+'''
+
+
+def test_the_wish_to_be_portable_is_handed_on_and_answered(graphopt, model, recipe, tmp_path, drop_pass):
+    drop_pass("ferry", PORTABLE)
+    command = ("optimize", model, "-o", tmp_path / "out.onnx", "--json", "--recipe")
+    assert "portable: carried over" in graphopt(*command, recipe("ferry"), "--portable").json["notes"]
+    assert not any("portable" in note for note in graphopt(*command, recipe("ferry")).json["notes"])
+    nothing = graphopt(*command, recipe("repair"), "--portable").json["notes"]
+    assert "portable: nothing was quantized, so there is nothing to saturate" in nothing

@@ -15,7 +15,7 @@ from graphopt.passes.quantization._block_scales import choose
 
 _PART = 1 << 17
 """Elements to encode at a time: they stay in the cache."""
-_WIDE, _NARROW = 512, 64
+_WIDE, _NARROW = 1024, 64
 """Columns to encode at a time, where rows or where columns lie in one piece in memory."""
 _THREADS = min(os.cpu_count() or 1, 8)
 

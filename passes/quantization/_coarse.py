@@ -11,53 +11,58 @@ import numpy as np
 
 from graphopt import saturation
 
-_STEPS = 48
+_STEPS = 24
 """Factors to try."""
 
 
-def coarsen(
-    rows: np.ndarray, wanted: np.ndarray, largest: int, *, any_order: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+def coarsen(wanted: np.ndarray, largest: int, *, any_order: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Return integers [C, K] and the factor [C] by which the step of each channel grows.
 
     Args:
-        rows: the integers until now, whose largest pair tells how far the step may grow, [C, K].
-        wanted: what the integers stand for, in units of the steps until now, [C, K].
+        wanted: what the integers are to stand for, in units of the steps until now, float32 [C, K].
         largest: how much the magnitudes of two neighbours of one sign may add up to.
         any_order: let any two weights of a row be neighbours.
     """
-    integers, factors = np.zeros(rows.shape, np.int32), np.ones(len(rows), np.float32)
-    for channel, (row, target) in enumerate(zip(rows, wanted, strict=True)):
-        best = np.inf
-        for factor in np.linspace(1, _needed(row, largest, any_order=any_order), _STEPS, dtype=np.float32):
-            tried = _allowed(np.rint(target / factor), largest, any_order=any_order)
-            error = float(np.sum((tried * factor - target) ** 2))
-            if error < best:
-                best, integers[channel], factors[channel] = error, tried, factor
+    integers, factors = np.zeros(wanted.shape, np.int32), np.ones(len(wanted), np.float32)
+    for channel, row in enumerate(wanted):
+        limited = _Limits(row, largest, any_order=any_order)
+        steps = np.linspace(1, limited.factor, _STEPS, dtype=np.float32)
+        errors = [float(np.sum((limited.integers(step) * step - row) ** 2)) for step in steps]
+        factors[channel] = steps[int(np.argmin(errors))]
+        integers[channel] = limited.integers(factors[channel])
     return integers, factors
 
 
-def _needed(row: np.ndarray, largest: int, *, any_order: bool) -> float:
-    """Return the factor at which no pair exceeds the largest sum."""
-    if any_order:
-        return max(1.0, 2 * float(np.abs(row).max(initial=0)) / largest)
-    return max(1.0, float(_excess(row, 0).max(initial=0)) / largest)
+class _Limits:
+    """One row of weights, and the pairs in it that must not become too large.
+
+    A larger step makes no integer larger, so only pairs that are too large at first need to be looked at.
+    """
+
+    def __init__(self, row: np.ndarray, largest: int, *, any_order: bool) -> None:
+        self._row, self._largest, self._any_order = row, largest, any_order
+        first = np.clip(np.rint(row), -128, 127)
+        two = saturation.pairs(first[None])[0]
+        excess = _excess(two, largest)
+        self._guilty = np.flatnonzero(excess > 0)
+        most = 2 * np.abs(first).max(initial=0) if any_order else excess.max(initial=0) + largest
+        self.factor = max(1.0, float(most) / largest)
+
+    def integers(self, step: np.float32) -> np.ndarray:
+        """Return the nearest integers within int8 of which no pair is too large."""
+        nearest = np.rint(self._row / step)
+        if self._any_order:
+            return np.asarray(np.clip(nearest, -(self._largest // 2), self._largest // 2))
+        two = saturation.pairs(np.clip(nearest, -128, 127)[None])[0]
+        chosen = two[self._guilty]
+        more = np.maximum(_excess(chosen, self._largest), 0)[:, None]
+        larger = np.arange(2) == np.abs(chosen).argmax(axis=1)[:, None]
+        two[self._guilty] = chosen - np.sign(chosen) * (more // 2 + larger * (more % 2))
+        return np.asarray(two.reshape(-1)[: self._row.size])
 
 
-def _allowed(integers: np.ndarray, largest: int, *, any_order: bool) -> np.ndarray:
-    """Return the nearest integers of which no pair exceeds the largest sum; within int8."""
-    if any_order:
-        return np.asarray(np.clip(integers, -(largest // 2), largest // 2))
-    two = saturation.pairs(np.clip(integers, -128, 127)[None])[0]
-    more = np.maximum(_excess(integers, largest), 0)
-    larger = np.argmax(np.abs(two), axis=1)
-    cut = np.floor(more / 2)[:, None] * np.ones(2)
-    cut[np.arange(len(two)), larger] += more % 2
-    return np.asarray((two - np.sign(two) * cut).reshape(-1)[: integers.size])
-
-
-def _excess(row: np.ndarray, largest: int) -> np.ndarray:
+def _excess(two: np.ndarray, largest: int) -> np.ndarray:
     """Return by how much the magnitudes of pairs of one sign exceed the largest sum; negative where they do not."""
-    two = saturation.pairs(np.clip(row, -128, 127)[None])[0]
-    result: np.ndarray = np.where(two.prod(axis=1) > 0, np.abs(two).sum(axis=1), np.abs(two).max(axis=1)) - largest
-    return result
+    magnitudes = np.abs(two)
+    same = two[:, 0] * two[:, 1] > 0
+    return np.asarray(np.where(same, magnitudes.sum(axis=1), magnitudes.max(axis=1, initial=0)) - largest)

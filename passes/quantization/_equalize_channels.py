@@ -138,8 +138,9 @@ class Channels:
 
     def reason(self, value: ir.Value) -> str | None:
         """Return why no channel of a value can be scaled; None if one can."""
-        if value in self._ids and self._ids[value].any():
-            return self.variables.reason(self._ids[value])
+        ids = self._ids.get(value)
+        if ids is not None and ids.any():
+            return self.variables.reason(ids)
         node = value.producer()
         if node is None:
             return "it is an input of the model"

@@ -40,7 +40,8 @@ def _follow(channels: Channels, node: ir.Node) -> None:
     """Apply the rule for a node."""
     for outer in graphs.captured(node):
         channels.fix(outer, f"it is read in a body of {graphs.label(node)}")
-    rule = None if graphs.has_parameters(node) else _RULES.get((node.domain, node.op_type))
+    opaque = graphs.has_parameters(node) or "broadcast" in node.attributes  # as before opset 7
+    rule = None if opaque else _RULES.get((node.domain, node.op_type))
     reason = rule(channels, node) if rule else _does_not_commute(node)
     if reason:
         for value in node.inputs:
@@ -271,8 +272,9 @@ def _batch_normalization(channels: Channels, node: ir.Node) -> str | None:
     arrays = [_constant(value) for value in node.inputs[1:5]]
     if source is None or rank is None or any(array is None for array in arrays):
         return _because(node, "its statistics are not float32 constants")
-    if node.attributes.get_int("training_mode", 0) or not node.attributes.get_int("spatial", 1):
-        return _because(node, "it trains")
+    trains = node.attributes.get_int("training_mode", 0) or any(value.name for value in node.outputs[1:])
+    if trains or not node.attributes.get_int("spatial", 1):
+        return _because(node, "its statistics are of another kind")
     count = len(arrays[0]) if arrays[0] is not None else 0
     ids = np.broadcast_to(channels.along(channels.of(source), [1]).ravel(), (count,))
     made = channels.variables.fresh(count)
@@ -548,17 +550,18 @@ def _concat(channels: Channels, node: ir.Node) -> str | None:
     axis = node.attributes.get_int("axis", 0) % all_ids[0].ndim
     others = any(size > 1 for ids in all_ids for a, size in enumerate(ids.shape) if a != axis)
     lengths = [sizes[axis] for sizes in all_sizes if sizes]
-    if all(ids.shape[axis] == 1 for ids in all_ids) and (others or None in lengths):
+    known = [length for length in lengths if isinstance(length, int)]
+    if all(ids.shape[axis] == 1 for ids in all_ids) and (others or len(known) < len(lengths)):
         for ids in all_ids[1:]:
             channels.variables.unify(all_ids[0], ids)
         channels.set(node.outputs[0], max(all_ids, key=np.size))
         return None
-    if not all(isinstance(length, int) for length in lengths):
+    if len(known) < len(lengths):
         return _because(node, _UNKNOWN)
     rest = np.broadcast_shapes(*((*ids.shape[:axis], 1, *ids.shape[axis + 1 :]) for ids in all_ids))
     parts = [
         np.broadcast_to(ids, (*rest[:axis], length, *rest[axis + 1 :]))
-        for ids, length in zip(all_ids, lengths, strict=True)
+        for ids, length in zip(all_ids, known, strict=True)
     ]
     channels.set(node.outputs[0], np.concatenate(parts, axis))
     return None

@@ -19,9 +19,13 @@ class Moments:
     """Sums over rows: a row is what one output position reads, and what it should compute.
 
     They are kept for two halves of the data apart, so that what is fitted to one can be judged by the other.
+
+    Attributes:
+        finite: whether all numbers were; those of a batch with others do not count.
     """
 
     def __init__(self) -> None:
+        self.finite = True
         self._counts = np.zeros(2)
         self._shift: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -33,6 +37,9 @@ class Moments:
             y: [groups, rows, channels].
             half: 0 or 1.
         """
+        if not (np.isfinite(x).all() and np.isfinite(y).all()):
+            self.finite = False
+            return
         if self._shift is None:  # numbers near zero lose the fewest digits
             self._shift = x.mean(1, keepdims=True), y.mean(1, keepdims=True)
             groups, _, inputs = x.shape
@@ -108,7 +115,15 @@ def from_rows(node: ir.Node, rows: np.ndarray, shape: Sequence[int]) -> np.ndarr
     """Return what `to_rows` takes, in its layout."""
     if node.op_type == "Conv":
         return rows.reshape(shape)
-    return rows[0] if attribute(node, "transB", 0) else rows[0].T
+    matrix: np.ndarray = rows[0] if attribute(node, "transB", 0) else rows[0].T
+    return matrix
+
+
+def by_position(node: ir.Node, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what an operator reads and computes with rows on the first axis: samples of a convolution, else positions."""
+    if node.op_type == "Conv":
+        return x, y
+    return x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
 
 
 def sampled(
@@ -119,13 +134,12 @@ def sampled(
     Args:
         node: the operator.
         kernel: the shape of its weight.
-        x: what it reads.
+        x: what it reads, as `by_position` returns it.
         y: what it should compute.
         count: how many rows to take at most, at random.
         rng: draws them.
     """
     if node.op_type != "Conv":
-        x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
         chosen = _chosen(len(x), count, rng)
         return x[chosen][None], y[chosen][None]
     groups = int(attribute(node, "group", 1))
@@ -136,7 +150,7 @@ def sampled(
     samples, channels, taken = patches.shape[:3]
     split = patches.reshape(samples, groups, channels // groups, taken, -1)
     rows = split.transpose(1, 0, 3, 2, 4).reshape(groups, samples * taken, -1)
-    wanted = y[(slice(None), slice(None), *places)].reshape(samples, groups, -1, taken)
+    wanted = y.reshape(samples, groups, -1, int(np.prod(spatial)))[..., chosen]
     return rows, wanted.transpose(1, 0, 3, 2).reshape(groups, samples * taken, -1)
 
 

@@ -162,37 +162,34 @@ def bias_of(layer: Layer) -> Bias | str:
     return Bias(node, index, layer.bias)
 
 
-def write_bias(graph: ir.Graph, layer: Layer, bias: Bias, values: np.ndarray, names: Names) -> int:
-    """Store a bias; return how many of its numbers do not fit into int32, and are cut.
+def write_bias(graph: ir.Graph, layer: Layer, values: np.ndarray, names: Names) -> tuple[bool, int]:
+    """Store a bias; return whether it changed, and how many of its numbers do not fit into int32 and are cut.
 
     Args:
         graph: that holds the layer.
-        layer: the layer; where it has no bias yet, it gets one on the grid of its integer products.
-        bias: where to.
+        layer: of which `bias_of` knows the bias; where it has none yet, it gets one on the grid of its integer products.
         values: float64 [channels].
         names: of the model.
     """
-    held = input_of(bias.node, bias.index)
-    product = integer_scale(layer)
-    if bias.affine is None and (held is not None or product is None):
-        old = constant(held)
-        shape = old.shape if old is not None and old.size == values.size else values.shape
-        array = values.astype(np.float32).reshape(shape)
-        graphs.set_constant(graph, bias.node, bias.index, array, names.values)
-        return 0
-    scale = bias.affine.scale if bias.affine else product
-    assert scale is not None
-    integers = np.rint(values / scale.astype(np.float64).reshape(-1))
-    lost = int(np.sum(np.abs(integers) > _INT32))
-    stored = np.clip(integers, -_INT32, _INT32).astype(np.int32)
-    if bias.affine is None:
-        _add_bias(graph, layer, bias, stored, scale, names)
-        return lost
-    old = constant(bias.affine.source)
-    assert old is not None
-    shape = old.shape if old.size == stored.size else stored.shape
-    graphs.set_constant(graph, bias.affine.node, 0, stored.reshape(shape), names.values)
-    return lost
+    bias = bias_of(layer)
+    assert isinstance(bias, Bias)
+    before, lost = bias.values(values.size), 0
+    held, product = input_of(bias.node, bias.index), integer_scale(layer)
+    if bias.affine:
+        integers, lost = _integers(values, bias.affine.scale)
+        old = bias.affine.integers
+        shape = old.shape if old.size == integers.size else integers.shape
+        graphs.set_constant(graph, bias.affine.node, 0, integers.reshape(shape), names.values)
+    elif held is None and product is not None:
+        integers, lost = _integers(values, product)
+        _add_bias(graph, layer, bias, integers, product, names)
+    else:
+        array = constant(held)
+        shape = array.shape if array is not None and array.size == values.size else values.shape
+        graphs.set_constant(graph, bias.node, bias.index, values.astype(np.float32).reshape(shape), names.values)
+    after = bias_of(reread(layer))
+    assert isinstance(after, Bias)
+    return not np.array_equal(before, after.values(values.size)), lost
 
 
 def integer_scale(layer: Layer) -> np.ndarray | None:
@@ -229,6 +226,13 @@ def _follows(layer: Layer) -> bool:
     if layer.bias is None or product is None or layer.bias.scale.size != product.size:
         return False
     return bool(np.allclose(layer.bias.scale.reshape(-1), product.reshape(-1), rtol=1e-3, atol=0))
+
+
+def _integers(values: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return the nearest int32 numbers, and how many are cut."""
+    integers = np.rint(values / scale.astype(np.float64).reshape(-1))
+    lost = int(np.sum(np.abs(integers) > _INT32))
+    return np.clip(integers, -_INT32, _INT32).astype(np.int32), lost
 
 
 def _add_bias(graph: ir.Graph, layer: Layer, bias: Bias, integers: np.ndarray, scale: np.ndarray, names: Names) -> None:

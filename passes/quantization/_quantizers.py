@@ -43,7 +43,7 @@ class Integers:
     def __str__(self) -> str:
         """Return it in words."""
         scale = f"{self.scale:.9g}"
-        shift = f" - {self.zero_point}" if self.zero_point else ""
+        shift = f" {'-' if self.zero_point > 0 else '+'} {abs(self.zero_point)}" if self.zero_point else ""
         return f"{self.dtype.name.lower()} q for (q{shift}) * {scale}"
 
 

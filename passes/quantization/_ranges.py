@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,30 +16,29 @@ from graphopt.passbase import FACT_PREFIX
 KEY = FACT_PREFIX + "range"
 """Metadata key of a value's ranges: a JSON object, `[lo, hi]` by the name of the observer that found it."""
 
+OBSERVERS = ("min-max", "moving-average", "percentile", "entropy", "mse")
+
 Range = tuple[float, float]
 
 
 def write(value: ir.Value, ranges: Mapping[str, Range]) -> None:
-    """Leave ranges on a value, by observer, in the fewest digits that give the same float32 back."""
-    parts = [f'"{name}": {_text(range_)}' for name, range_ in ranges.items()]
-    value.metadata_props[KEY] = "{" + ", ".join(parts) + "}"
+    """Leave ranges on a value, by observer."""
+    value.metadata_props[KEY] = _text(ranges)
 
 
 def read(model: ir.Model, observer: str = "min-max") -> dict[str, Range]:
     """Return the ranges that one observer found, by the names of the values that carry them."""
-    found = {}
-    for value in _values(model):
-        text = value.metadata_props.get(KEY)
-        range_ = json.loads(text).get(observer) if text is not None else None
-        if range_ is not None and value.name:
-            found[value.name] = (float(range_[0]), float(range_[1]))
-    return found
+    return {name: ranges[observer] for name, ranges in _all(model).items() if observer in ranges}
 
 
 def observers(model: ir.Model) -> list[str]:
     """Return which observers have left ranges."""
-    texts = (value.metadata_props.get(KEY) for value in _values(model))
-    return list(dict.fromkeys(name for text in texts if text is not None for name in json.loads(text)))
+    return list(dict.fromkeys(observer for ranges in _all(model).values() for observer in ranges))
+
+
+def snapshot(model: ir.Model) -> list[str | None]:
+    """Return all that is recorded, to be compared."""
+    return [value.metadata_props.get(KEY) for value in _values(model)]
 
 
 def erase(model: ir.Model) -> None:
@@ -56,7 +54,7 @@ def dump(model: ir.Model, facts: Mapping[str, Any]) -> bytes:
         model: its values carry ranges.
         facts: JSON-ready things to say about how they were found.
     """
-    rows = [f"    {json.dumps(v.name)}: {v.metadata_props[KEY]}" for v in _values(model) if KEY in v.metadata_props]
+    rows = [f"    {json.dumps(name)}: {_text(ranges)}" for name, ranges in _all(model).items()]
     head = [f"  {json.dumps(key)}: {json.dumps(value)}," for key, value in facts.items()]
     return "\n".join(["{", *head, '  "activations": {', ",\n".join(rows), "  }", "}", ""]).encode()
 
@@ -68,13 +66,16 @@ def restore(model: ir.Model, path: str | Path) -> int:
         UserError: the file cannot be read, is not of that form, or names values that the model does not have.
     """
     found = _parse(path)
-    values = {value.name: value for value in _values(model) if value.name}
+    values: dict[str, list[ir.Value]] = {}
+    for value in _values(model):
+        values.setdefault(value.name or "", []).append(value)
     for name in found:
         if name not in values:
             raise UserError(f"{path}: the model has no activation '{name}'{did_you_mean(name, values)}")
     erase(model)
     for name, ranges in found.items():
-        write(values[name], ranges)
+        for value in values[name]:
+            write(value, ranges)
     return len(found)
 
 
@@ -84,7 +85,7 @@ def _parse(path: str | Path) -> dict[str, dict[str, Range]]:
     except OSError as error:
         raise UserError(f"{path}: cannot read the ranges: {error.strerror}; check the path") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
+        raise UserError(f"{path}: not JSON: {error}; write it with calibrate{{save=FILE}}") from None
     activations = document.get("activations") if isinstance(document, dict) else None
     if not isinstance(activations, dict) or not activations:
         raise UserError(f"{path}: holds no ranges; it needs an object 'activations' of NAME: {{OBSERVER: [LO, HI]}}")
@@ -93,22 +94,44 @@ def _parse(path: str | Path) -> dict[str, dict[str, Range]]:
 
 def _checked(where: str, ranges: Any) -> dict[str, Range]:
     if not isinstance(ranges, dict) or not ranges:
-        raise UserError(f"{where}: must be an object such as {{\"min-max\": [-1.5, 2]}}")
+        raise UserError(f'{where}: must be an object such as {{"min-max": [-1.5, 2]}}')
     found = {}
     for observer, range_ in ranges.items():
-        numbers = isinstance(range_, list) and all(
-            isinstance(end, (int, float)) and not isinstance(end, bool) for end in range_
-        )
-        if not numbers or len(range_) != 2 or not all(map(math.isfinite, range_)):
-            raise UserError(f"{where}: {observer} must be two finite numbers [LO, HI]")
-        if range_[0] > range_[1]:
-            raise UserError(f"{where}: {observer} begins at {range_[0]}, above its end {range_[1]}; swap them")
-        found[observer] = (float(range_[0]), float(range_[1]))
+        if observer not in OBSERVERS:
+            raise UserError(f"{where}: there is no observer '{observer}'{did_you_mean(observer, OBSERVERS)}")
+        if not isinstance(range_, list) or len(range_) != 2 or not all(map(_is_finite, range_)):
+            raise UserError(f"{where}: {observer} must be two finite float32 numbers [LO, HI]")
+        lo, hi = range_
+        if lo > hi:
+            raise UserError(f"{where}: {observer} begins at {lo}, above its end {hi}; swap them")
+        found[observer] = float(lo), float(hi)
     return found
 
 
-def _text(range_: Range) -> str:
-    return f"[{np.float32(range_[0])!s}, {np.float32(range_[1])!s}]"
+def _is_finite(end: Any) -> bool:
+    """Tell whether something is a number that float32 has room for."""
+    largest = float(np.finfo(np.float32).max)
+    return isinstance(end, (int, float)) and not isinstance(end, bool) and -largest <= end <= largest
+
+
+def _text(ranges: Mapping[str, Range]) -> str:
+    """Return ranges as JSON, in the fewest digits that give the same float32 back."""
+    parts = [f'"{name}": [{np.float32(lo)!s}, {np.float32(hi)!s}]' for name, (lo, hi) in ranges.items()]
+    return "{" + ", ".join(parts) + "}"
+
+
+def _all(model: ir.Model) -> dict[str, dict[str, Range]]:
+    """Return all ranges, by value and observer; values of one name, as branches of an If may have, share theirs."""
+    found: dict[str, dict[str, Range]] = {}
+    for value in _values(model):
+        text = value.metadata_props.get(KEY)
+        if text is None or not value.name:
+            continue
+        ranges = found.setdefault(value.name, {})
+        for observer, (lo, hi) in json.loads(text).items():
+            before = ranges.get(observer, (lo, hi))
+            ranges[observer] = min(before[0], float(lo)), max(before[1], float(hi))
+    return found
 
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:

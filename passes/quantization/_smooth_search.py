@@ -41,7 +41,8 @@ class Sample:
     @property
     def peaks(self) -> np.ndarray:
         """The largest magnitude per channel."""
-        return np.maximum(self.high, -self.low)
+        result: np.ndarray = np.maximum(self.high, -self.low)
+        return result
 
 
 def sample(

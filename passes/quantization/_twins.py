@@ -79,7 +79,7 @@ def twins(model: ir.Model, reference: ir.Model, name: str) -> tuple[list[Twin], 
         output = biased(layer).outputs[0]
         target = next((by_value[alias] for alias in _aliases(output) if alias in by_value), None)
         if target is None and output is layer.node.outputs[0]:
-            named = by_node.get(layer.node.name)
+            named = by_node.get(layer.node.name or "")
             target = named.outputs[0] if named is not None and named.op_type == layer.node.op_type else None
         if target is None:
             skipped.append((label(layer.node), f"the reference computes no '{output.name}'"))
@@ -119,8 +119,10 @@ Values = Mapping[ir.Value, np.ndarray]
 
 def read(
     wanted: Sequence[tuple[ir.Model, Sequence[ir.Value]]], data: Data, place: Target, samples: int, batch: int
-) -> Iterator[list[Values]]:
-    """Run models over the same data, no further than to the values that are asked for, and yield these, batch by batch.
+) -> Iterator[tuple[int, list[Values]]]:
+    """Run models over the same data, no further than to the values that are asked for.
+
+    Yields, batch by batch, how many samples it has, and for each model its values.
 
     Args:
         wanted: models of the same inputs, each with values of its main graph.
@@ -142,7 +144,7 @@ def read(
         found = [probe.run(feeds, data.name) for probe in probes]
         if real < fed:  # samples that only fill the batch up
             found = [{v: a[:real] if a.ndim and len(a) == fed else a for v, a in part.items()} for part in found]
-        yield [*found]
+        yield real, [*found]
 
 
 class _Probe:

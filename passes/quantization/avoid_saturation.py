@@ -7,7 +7,7 @@ channels that can. Afterwards none can, whatever the data, so the results are th
 
 `7-bit` gives these channels the step, larger by up to two, and the integers that keep the weights best without saturating
 (see `_coarse`): as fast as before. `u8u8` stores weights as uint8 around 128: the same numbers to the last bit, for
-kernels that are exact everywhere, at half the speed or less on processors with and without VNNI. `auto` is 7-bit, and
+kernels that are exact everywhere, and with VNNI take two to five times as long. `auto` is 7-bit, and
 u8u8 for layers that cannot have a step per channel. Halving the range of activations is not offered: it would cost a bit in
 every channel of every layer that reads them, and hold only with a Clip behind every QuantizeLinear. MatMulInteger,
 QLinearMatMul and QLinearConv get unsigned weights.
@@ -186,7 +186,7 @@ class _Fix:
             wanted = exact if np.abs(exact - rows).max(initial=0) <= _NEAR else wanted
         made = rows.copy()
         largest = saturation.largest_sum(site.high)
-        made[chosen], factors = coarsen(rows[chosen], wanted[chosen], largest, any_order=any_order)
+        made[chosen], factors = coarsen(wanted[chosen], largest, any_order=any_order)
         steps = scales.copy()
         steps[chosen] *= factors
         axis = site.layer.channel_axis

@@ -92,8 +92,9 @@ class CorrectBias(Pass):
             for stage in stages(model.graph, sites):
                 means = self._means(model, [t.output for t in stage], [t.channel_axis for t in stage])
                 for twin, mean in zip(stage, means, strict=True):
-                    writer.add(twin, wanted[twin] - mean)
-        report: dict[str, Any] = {"corrected": len(sites)}
+                    with np.errstate(invalid="ignore"):  # which the writer tells
+                        writer.add(twin, wanted[twin] - mean)
+        report: dict[str, Any] = {"corrected": writer.corrected}
         return Result(model, writer.modified, report, [*skipped, *writer.lost.items()])
 
     def _refusal(self, twin: Twin) -> str | None:
@@ -108,11 +109,12 @@ class CorrectBias(Pass):
         place = target.find("cpu", self.threads)
         sums: list[Any] = [0.0] * len(values)
         counts = [0] * len(values)
-        for (found,) in read([(model, values)], open_data(self.data), place, self.samples, self.batch):
+        for _, (found,) in read([(model, values)], open_data(self.data), place, self.samples, self.batch):
             for index, (value, axis) in enumerate(zip(values, axes, strict=True)):
                 array = np.moveaxis(found[value], axis, -1)
                 rows = array.reshape(-1, array.shape[-1])
-                sums[index] += rows.sum(0, dtype=np.float64)
+                with np.errstate(invalid="ignore"):
+                    sums[index] += rows.sum(0, dtype=np.float64)
                 counts[index] += len(rows)
         return [total / count for total, count in zip(sums, counts, strict=True)]
 
@@ -122,24 +124,26 @@ class _Writer:
 
     Attributes:
         modified: whether a stored number changed.
-        lost: `{node: reason}` of biases that do not fit into their integers.
+        corrected: how many biases were added to.
+        lost: `{node: reason}` of biases that stay, or do not fit into their integers.
     """
 
     def __init__(self, model: ir.Model) -> None:
         self._graph, self._names = model.graph, _parts.Names(model)
-        self.modified = False
+        self.modified, self.corrected = False, 0
         self.lost: dict[str, str] = {}
 
     def add(self, twin: Twin, change: np.ndarray) -> None:
         """Add to the bias of a layer, [channels]."""
         layer = _parts.reread(twin.layer)
+        if not np.isfinite(change).all():
+            self.lost[label(layer.node)] = "it computes NaN or infinity on this data"
+            return
         bias = _parts.bias_of(layer)
         assert isinstance(bias, _parts.Bias)
-        before = bias.values(len(change))
-        lost = _parts.write_bias(self._graph, layer, bias, before + change, self._names)
-        after = _parts.bias_of(_parts.reread(layer))
-        assert isinstance(after, _parts.Bias)
-        self.modified |= not np.array_equal(before, after.values(len(change)))
+        changed, lost = _parts.write_bias(self._graph, layer, bias.values(change.size) + change, self._names)
+        self.modified |= changed
+        self.corrected += 1
         if lost:
             self.lost[label(layer.node)] = f"{lost} numbers of its bias do not fit into int32"
 
@@ -160,4 +164,6 @@ def _effect(twin: Twin, mean: np.ndarray) -> np.ndarray:
     error = to_rows(node, twin.weight.astype(np.float64) - twin.layer.weight.floats())
     groups, _, inputs = error.shape
     by_group = mean.reshape(groups, -1)
-    return (error @ np.repeat(by_group, inputs // by_group.shape[1], axis=1)[..., None]).reshape(-1)
+    read_by_each = np.repeat(by_group, inputs // by_group.shape[1], axis=1)
+    effect: np.ndarray = (error @ read_by_each[..., None]).reshape(-1)
+    return effect

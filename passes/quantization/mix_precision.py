@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -30,8 +30,8 @@ from graphopt.passbase import LOSSY, Pass, PreconditionError, Result, param
 from graphopt.passes.quantization import _ranges
 from graphopt.passes.quantization._graphs import infer_types
 from graphopt.passes.quantization._kernels import ANCHORS, CLAMPS
-from graphopt.passes.quantization._mix_path import Path
 from graphopt.passes.quantization._mix_plan import Planner
+from graphopt.passes.quantization._mix_retreat import Retreat
 from graphopt.passes.quantization._mix_search import Move
 from graphopt.passes.quantization._mix_trial import Trial, Tried
 from graphopt.sensitivity import layers, noise, preparing
@@ -77,13 +77,13 @@ class MixPrecision(Pass):
 
     contract = LOSSY
 
-    data: str | FilePath | Mapping[str, np.ndarray] | Data = param(
+    data: str | Path | Mapping[str, np.ndarray] | Data = param(
         "", "representative inputs: a .npz file or package.module:factory", source="data"
     )
     min_sqnr: float = param(20.0, "signal-to-noise ratio that every output keeps at least, dB")
     metric: str = param("", "a metric to keep, too, such as accuracy, or package.module:function")
     max_drop: str = param("0.005", "how much of the metric may be lost, absolute (0.005) or relative (0.5%)")
-    eval_data: str | FilePath | Mapping[str, np.ndarray] | Data = param(
+    eval_data: str | Path | Mapping[str, np.ndarray] | Data = param(
         "", "what to compute the metric on; by default the data", source="data"
     )
     observer: str = param("min-max", "which ranges to use: min-max, percentile, mse, ...")
@@ -135,7 +135,7 @@ class MixPrecision(Pass):
         found: list[_Candidate] = []
         for by_time in (True, False):  # what nodes take alone does not tell all of what they take together
             planner = Planner(named, recorded, ANCHORS, times, sources, by_time=by_time)
-            path = Path(planner, trial, each, self.min_sqnr, outputs)
+            path = Retreat(planner, trial, each, self.min_sqnr, outputs)
             taken = path.shortest()
             tried = path.tried(len(taken)) if taken is not None else None
             if taken is None or tried is None or any(tried is candidate.tried for candidate in found):

@@ -25,7 +25,7 @@ from graphopt.passbase import LOSSY, Pass, PreconditionError, Result, param
 from graphopt.passes.quantization import _adaround, _parts
 from graphopt.passes.quantization._gptq import Levels, Objective, gptq, refit, search
 from graphopt.passes.quantization._graphs import label
-from graphopt.passes.quantization._moments import Moments, sampled, to_rows, unreadable
+from graphopt.passes.quantization._moments import Moments, by_position, sampled, to_rows, unreadable
 from graphopt.passes.quantization._quantized import Layer, layers
 from graphopt.passes.quantization._twins import Reference, Twin, open_reference, read, stages, twins
 
@@ -50,7 +50,8 @@ class RoundWeights(Pass):
 
     "gptq" rounds number after number and lets those that are left make up for the error; "search" only looks for the best
     scale of each channel; "adaround" learns to round up or down by gradient, which needs torch. Works on a graph of
-    QuantizeLinear and DequantizeLinear, whoever wrote it, for integers of any width.
+    QuantizeLinear and DequantizeLinear, whoever wrote it, for integers of any width, but not in the bodies of If, Loop and
+    Scan.
 
     Raises:
         PreconditionError: no data or reference was given, no weight is quantized, or torch is missing for adaround.
@@ -69,7 +70,7 @@ class RoundWeights(Pass):
     samples: int = param(512, "how many samples to use at most")
     batch: int = param(64, "samples per run, where the model leaves the choice")
     rows: int = param(65536, "output positions per layer to look at, at most")
-    steps: int = param(2000, "steps of gradient descent per layer, with adaround")
+    steps: int = param(500, "steps of gradient descent per layer, with adaround")
     seed: int = param(0, "of the choice of positions")
     threads: int = param(0, "threads of the runtime; 0 lets it decide")
 
@@ -100,23 +101,24 @@ class RoundWeights(Pass):
         for number, stage in enumerate(stages(model.graph, sites)):
             rng = np.random.default_rng([self.seed, number])
             for twin, moments in zip(stage, self._gathered(model, reference, stage, rng), strict=True):
-                layer, bias = twin.layer, _parts.bias_of(twin.layer)
+                layer = twin.layer
+                if not moments.finite:
+                    skipped.append((label(layer.node), "it reads or computes NaN or infinity on this data"))
+                    continue
+                bias = _parts.bias_of(layer)
                 centred = isinstance(bias, _parts.Bias) and bias.present
-                before = _parts.rows_of(layer)
-                after, gain = self._rounded(twin, moments, before, centred=centred)
+                after, gain = self._rounded(twin, moments, _parts.rows_of(layer), centred=centred)
                 gains.append(gain)
                 if gain:
                     layer = _parts.write_weight(model.graph, layer, after, names)
                     modified = True
-                bias = _parts.bias_of(layer)
-                if not centred or isinstance(bias, str):
-                    continue
-                inputs, outputs = moments.means()
-                values = (outputs - (after.floats @ inputs[..., None])[..., 0]).reshape(-1)
-                lost = _parts.write_bias(model.graph, layer, bias, values, names)
-                modified = True
-                if lost:
-                    skipped.append((label(layer.node), f"{lost} numbers of its bias do not fit into int32"))
+                if centred:
+                    inputs, outputs = moments.means()
+                    values = (outputs - (after.floats @ inputs[..., None])[..., 0]).reshape(-1)
+                    changed, lost = _parts.write_bias(model.graph, layer, values, names)
+                    modified |= changed
+                    if lost:
+                        skipped.append((label(layer.node), f"{lost} numbers of its bias do not fit into int32"))
         report: dict[str, Any] = {"rounded": len(gains)}
         if gains:
             report["mean_gain_db"] = round(float(np.mean(gains)), 2)
@@ -130,14 +132,13 @@ class RoundWeights(Pass):
         wanted = [(model, [_read(twin) for twin in stage]), (reference, [twin.target for twin in stage])]
         place, per_sample = target.find("cpu", self.threads), max(1, self.rows // self.samples)
         batches = read(wanted, open_data(self.data), place, self.samples, self.batch)
-        for number, (one, other) in enumerate(batches):
+        for number, (samples, (one, other)) in enumerate(batches):
             for twin, moments in zip(stage, gathered, strict=True):
-                x, y = one[_read(twin)], other[twin.target]
+                x, y = by_position(twin.layer.node, one[_read(twin)], other[twin.target])
+                kernel, count = twin.layer.weight.integers.shape, max(1, per_sample * samples // 2)
                 middle = len(x) // 2 if len(x) > 1 else number % 2
                 for half, part in enumerate((slice(0, middle), slice(middle, len(x)))):
                     if part.stop > part.start:
-                        count = per_sample * (part.stop - part.start)
-                        kernel = twin.layer.weight.integers.shape
                         moments.add(*sampled(twin.layer.node, kernel, x[part], y[part], count, rng), half)
         return gathered
 
@@ -210,7 +211,8 @@ def _refusal(twin: Twin) -> str | None:
     if weight.dtype.bitwidth == 2 and np.all(integers != 0):
         return "its weight is binary"
     bias = _parts.bias_of(layer)
-    return bias if isinstance(bias, str) and node.op_type != "MatMul" else None
+    bare = node.op_type == "MatMul" and _parts.biased(layer) is node
+    return bias if isinstance(bias, str) and not bare else None
 
 
 def _goal(moments: Moments, wanted: np.ndarray, *, centred: bool) -> np.ndarray:
@@ -227,7 +229,8 @@ def _goal(moments: Moments, wanted: np.ndarray, *, centred: bool) -> np.ndarray:
             for pull in _PULLS
         ]
         pull = _PULLS[int(np.argmin(errors))]
-    return both.towards(wanted, pull).best()
+    goal: np.ndarray = both.towards(wanted, pull).best()
+    return goal
 
 
 def _least_scale(layer: Layer, moments: Moments, goal: np.ndarray) -> np.ndarray:
@@ -236,4 +239,5 @@ def _least_scale(layer: Layer, moments: Moments, goal: np.ndarray) -> np.ndarray
     largest = np.abs(outputs - (goal @ inputs[..., None])[..., 0])
     if layer.input is None or layer.input.scale.size != 1:
         return np.zeros_like(largest)
-    return largest / (float(layer.input.scale.reshape(())) * _parts.LARGEST_BIAS)
+    least: np.ndarray = largest / (float(layer.input.scale.reshape(())) * _parts.LARGEST_BIAS)
+    return least

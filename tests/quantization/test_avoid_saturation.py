@@ -87,7 +87,7 @@ def test_coarse_weights_cannot_saturate(seed, any_order, high):
     rng = np.random.default_rng(seed)
     rows = np.clip(np.rint(rng.normal(0, 70, (4, 7))), -128, 127).astype(np.int32)
     wanted = rows + rng.uniform(-0.5, 0.5, rows.shape).astype(np.float32)
-    integers, factors = coarsen(rows, wanted, saturation.largest_sum(high), any_order=any_order)
+    integers, factors = coarsen(wanted, saturation.largest_sum(high), any_order=any_order)
     assert not saturation.can_saturate(integers, 0, high).any()
     if any_order:
         assert not saturation.can_saturate_in_any_order(integers, 0, high).any()
@@ -98,7 +98,7 @@ def test_coarse_weights_cannot_saturate(seed, any_order, high):
 def test_coarse_weights_err_less_than_halved_ones():
     rng = np.random.default_rng(0)
     wanted = rng.normal(0, 40, (64, 288)).clip(-127, 127).astype(np.float32)
-    integers, factors = coarsen(np.rint(wanted).astype(np.int32), wanted, saturation.largest_sum(255))
+    integers, factors = coarsen(wanted, saturation.largest_sum(255))
     error = np.sum((integers * factors[:, None] - wanted) ** 2)
     assert error < 0.6 * np.sum((np.rint(wanted / 2) * 2 - wanted) ** 2)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -10,7 +11,7 @@ from graphopt import io, runtime, spec, tapping, target
 from graphopt.errors import UsageError, UserError
 from graphopt.passbase import PreconditionError, Result
 from graphopt.passes.quantization import _ranges, calibrate
-from graphopt.passes.quantization._graphs import infer_types
+from graphopt.passes.quantization._ranges import OBSERVERS
 from graphopt.passes.quantization.calibrate import Calibrate
 
 NET = """
@@ -85,7 +86,9 @@ def test_ranges_survive_a_file(net, sample, tmp_path):
     io.save(net, tmp_path / "m.onnx")
     again = io.load(tmp_path / "m.onnx")
     assert _ranges.read(again) == _ranges.read(net)
-    assert json.loads(again.graph.inputs[0].metadata_props["graphopt.range"]) == {"min-max": list(_ranges.read(net)["x"])}
+    assert json.loads(again.graph.inputs[0].metadata_props["graphopt.range"]) == {
+        "min-max": list(_ranges.read(net)["x"])
+    }
 
 
 def test_types_that_the_file_leaves_out_are_inferred(net, sample, tmp_path):
@@ -112,16 +115,15 @@ def test_a_second_calibration_replaces_the_first(net, sample):
     assert _ranges.read(net)["x"][1] < 10
 
 
-@pytest.mark.parametrize(("samples", "used"), [(4, 4), (10, 8)])
-def test_a_fixed_batch_axis_is_obeyed(build, sample, samples, used):
-    model = build(NET.replace("N", "4"), **WEIGHTS)
-    assert run(model, sample(x=[samples, 3, 6, 6])).report["samples"] == used
-
-
-def test_too_few_samples_for_a_fixed_batch_axis(build, sample):
-    model = build(NET.replace("N", "4"), **WEIGHTS)
-    with pytest.raises(UserError, match="fewer samples than one run takes, which is 4; add samples"):
-        run(model, sample(x=[3, 3, 6, 6]))
+@pytest.mark.parametrize("observers", [("min-max",), ("min-max", "mse")])
+@pytest.mark.parametrize("samples", [1, 4, 10])
+def test_a_fixed_batch_axis_is_obeyed(build, sample, samples, observers):
+    feeds = sample(x=[samples, 3, 6, 6])
+    fixed, free = build(NET.replace("N", "4"), **WEIGHTS), build(NET, **WEIGHTS)
+    for model in (fixed, free):
+        assert run(model, feeds, observers=observers).report["samples"] == samples
+    for name, range_ in _ranges.read(free).items():
+        assert _ranges.read(fixed)[name] == pytest.approx(range_, rel=1e-5)
 
 
 def test_several_inputs_and_integer_inputs(build):
@@ -171,13 +173,130 @@ def test_subgraphs_that_capture_are_no_obstacle(build, sample):
     assert set(_ranges.read(model)) == {"x", "a"}
 
 
-def test_late_observers_come_first(net):
-    """ONNX Runtime works from the last node; were the order the other way, it would keep every activation."""
-    infer_types(net)
-    values = calibrate.wanted(net)
-    assert len(values) == 4
-    observers = [node for node in calibrate._observed(net, values).graph if node.op_type.startswith("Reduce")]
-    assert [node.inputs[0].name for node in observers[::3]] == [value.name for value in reversed(values)]
+LOOP = """
+g (float[N,4] x, float[4,4] w) => (float[N,4] y) <int64 n = {3}, bool yes = {1}> {
+  k = MatMul(x, w)
+  y = Loop(n, yes, k) <body = b (int64 i, bool go, float[N,4] s) => (bool on, float[N,4] o) {
+    on = Identity(go)
+    p = MatMul(s, w)
+    o = Tanh(p)
+  }>
+}
+"""
+
+
+@pytest.mark.parametrize("observers", [("min-max", "moving-average"), OBSERVERS])
+def test_bodies_of_loops_are_observed_over_all_iterations(build, sample, observers):
+    model, feeds = build(LOOP, w=(4, 4)), sample(x=[6, 4])
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(model)))
+    assert run(model, feeds, observers=observers).report == {"ranges": 4, "samples": 6}
+    state = feeds["x"] @ model.graph.initializers["w"].const_value.numpy()
+    seen = []
+    for _ in range(3):
+        product = state @ model.graph.initializers["w"].const_value.numpy()
+        seen.append((state, product))
+        state = np.tanh(product)
+    for name, arrays in zip(("s", "p"), zip(*seen, strict=True), strict=True):
+        expected = np.min(arrays), np.max(arrays)
+        for observer in ("min-max", "moving-average"):
+            np.testing.assert_allclose(_ranges.read(model, observer)[name], expected, rtol=1e-5)
+
+
+def test_loops_whose_shapes_change(build, sample):
+    """ONNX cannot stack values of different shapes, but it can their extremes."""
+    text = """
+    g (float[N,4] x, float[4,4] w) => (float[M,4] y) <int64 n = {3}, bool yes = {1}> {
+      k = MatMul(x, w)
+      y = Loop(n, yes, k) <body = b (int64 i, bool go, float[R,4] s) => (bool on, float[Q,4] o) {
+        on = Identity(go)
+        p = MatMul(s, w)
+        o = Concat<axis=0>(p, s)
+      }>
+    }
+    """
+    for observers, names in ((("min-max",), {"x", "k", "s", "p", "o"}), (("min-max", "mse"), {"x", "k"})):
+        model = build(text, w=(4, 4))
+        model = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(model)))
+        result = run(model, sample(x=[6, 4]), observers=observers)
+        assert set(_ranges.read(model)) == names
+        assert len(result.skipped) == 5 - len(names)
+        assert all("iterations differ in shape" in reason for _, reason in result.skipped)
+
+
+def test_a_branch_that_is_never_taken_has_no_range(build, sample):
+    model = build(
+        """
+        g (float[N,4] x, float[4,4] w, bool c) => (float[N,4] y) {
+          y = If(c) <then_branch = t () => (float[N,4] p) { p = MatMul(x, w) },
+                     else_branch = e () => (float[N,4] q) { q = MatMul(x, w) }>
+        }
+        """,
+        w=(4, 4),
+        c=np.array(True),
+    )
+    for observers in (("min-max",), OBSERVERS):
+        result = run(model, sample(x=[4, 4]), observers=observers)
+        assert set(_ranges.read(model)) == {"x", "p"}
+        assert result.skipped == [("MatMul of 'q'", "'q' was not computed on any sample")]
+
+
+def test_all_observers_at_once(net, sample):
+    feeds = sample(x=[30, 3, 6, 6])
+    run(net, feeds, batch=8)
+    alone = _ranges.read(net)
+    run(net, feeds, batch=8, observers=OBSERVERS)
+    assert _ranges.observers(net) == list(OBSERVERS)
+    for name, range_ in _ranges.read(net).items():
+        assert range_ == pytest.approx(alone[name], rel=1e-6), "extremes are exact either way"
+        for observer in OBSERVERS[1:]:
+            lo, hi = _ranges.read(net, observer)[name]
+            assert range_[0] <= lo <= 0 < hi <= range_[1]
+
+
+@pytest.mark.parametrize("limit", [1, 5_000, 20_000])
+def test_memory_changes_no_range(net, sample, limit, monkeypatch):
+    feeds = sample(x=[30, 3, 6, 6])
+    run(net, feeds, observers=OBSERVERS, batch=8)
+    roomy = {observer: _ranges.read(net, observer) for observer in OBSERVERS}
+    monkeypatch.setattr(calibrate.activations.observe, "__kwdefaults__", {"batch": 64, "limit": limit})
+    assert run(net, feeds, observers=OBSERVERS, batch=8).report == {"ranges": 4, "samples": 30}
+    for observer in OBSERVERS:
+        for name, range_ in _ranges.read(net, observer).items():
+            assert range_ == pytest.approx(roomy[observer][name], rel=1e-3 if observer in ("mse", "entropy") else 1e-5)
+
+
+def test_calibration_is_deterministic(net, sample):
+    feeds, found = sample(x=[30, 3, 6, 6]), []
+    for _ in range(2):
+        run(net, feeds, observers=OBSERVERS)
+        found.append(_ranges.snapshot(net))
+    assert found[0] == found[1]
+    assert not run(net, feeds, observers=OBSERVERS).modified
+
+
+def test_fewer_bits_clip_more(net, sample):
+    feeds = sample(x=[30, 3, 6, 6])
+    widths = []
+    for bits in (16, 8, 4):
+        run(net, feeds, observers=("mse",), bits=bits)
+        lo, hi = _ranges.read(net, "mse")["x"]
+        widths.append(hi - lo)
+    assert widths[0] > widths[1] > widths[2]
+
+
+def test_another_target(net, sample):
+    feeds = sample(x=[4, 3, 6, 6])
+    run(net, feeds)
+    cpu = _ranges.read(net)
+    run(net, feeds, target="reference", observers=("min-max", "percentile"))
+    for name, range_ in _ranges.read(net).items():
+        assert range_ == pytest.approx(cpu[name], rel=1e-5)
+
+
+def test_a_model_over_the_protobuf_limit(net, sample, monkeypatch):
+    monkeypatch.setattr(io, "PROTOBUF_LIMIT", 100)
+    for observers in (("min-max",), OBSERVERS):
+        assert run(net, sample(x=[4, 3, 6, 6]), observers=observers).report["ranges"] == 4
 
 
 def test_without_data():
@@ -205,7 +324,7 @@ def test_data_on_which_the_model_fails(build):
     model = build(
         "g (float[N,4] x, int64[2] s) => (float[A,B] y) { r = Reshape(x, s) y = Mul(r, r) }", s=np.array([5, 5])
     )
-    with pytest.raises(UserError, match="calibrate: arrays: the model does not run on this data"):
+    with pytest.raises(UserError, match="arrays: the model does not run on this data"):
         run(model, {"x": np.zeros((2, 4), np.float32)})
 
 
@@ -215,6 +334,26 @@ def test_nothing_to_calibrate(parse):
     assert not result.modified
     assert result.report == {"ranges": 0, "samples": 0}
     assert "Tanh" in result.skipped[0][1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("observers=mse,min-mx", "there is no 'min-mx'; did you mean 'min-max'"),
+        ("percentile=50", "percentile is 50.0; it must be above 50, and 100 at most"),
+        ("percentile=100.1", "percentile is 100.1"),
+        ("bits=1", "bits is 1; it must be from 2 to 16"),
+        ("save=a.json ranges=a.json", "give one of the two"),
+    ],
+)
+def test_fields_out_of_bounds(fields, message):
+    with pytest.raises(UsageError, match=message):
+        spec.parse(f"calibrate{{data=d.npz {fields}}}")
+
+
+def test_no_observers():
+    with pytest.raises(ValueError, match="observers is empty; choose some of min-max"):
+        Calibrate(observers=())
 
 
 @pytest.mark.parametrize("field", ["samples", "batch"])

@@ -214,6 +214,14 @@ def test_a_quantized_reference_is_refused(pair):
         CorrectBias(model.clone(), {"x": X})(model)
 
 
+def test_what_is_not_finite_is_told(pair):
+    reference, model = pair()
+    reference.graph.initializers["b2"].const_value = ir.tensor(np.full(8, np.inf, np.float32), name="b2")
+    result = CorrectBias(reference, {"x": X}, threads=1)(model)
+    assert result.report == {"corrected": 1}
+    assert {reason for _, reason in result.skipped} == {"it computes NaN or infinity on this data"}
+
+
 def test_what_is_missing_is_told(pair):
     reference, model = pair()
     for pass_, reason in [

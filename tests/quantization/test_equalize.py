@@ -388,6 +388,27 @@ def test_weights_in_constant_nodes(build, sample):
     np.testing.assert_array_equal(run(model, feeds)["y"], reference["y"])
 
 
+OLD = """<ir_version: 4, opset_import: ["": {opset}]>
+g (float[N,3] x) => (float[N,2] y)
+    <float[3,2] w = {{8.0,-0.1,4.0,0.3,-9.0,0.2}}, float[2] b = {{0.5,0.25}}, float[2,2] z = {{1.0,2.0,3.0,-1.0}}> {{
+    p = MatMul(x, w)
+    {body}
+    y = MatMul(q, z)
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("opset", "body", "free"),
+    [
+        (9, "q = Clip<min = 0.0>(p)", 2),
+        (9, "q = Clip<min = 0.0, max = 6.0>(p)", 0),
+        (6, "q = Add<broadcast = 1>(p, b)", 0),
+    ],
+)
+def test_old_opsets(parse, opset, body, free):
+    assert scramble(parse(OLD.format(opset=opset, body=body))) == free
+
+
 def test_defaults_that_callers_may_override_are_no_weights(parse):
     model = parse("""g (float[N,2] x, float[2,2] w) => (float[N,2] y) <float[2,2] w = {1.0, 64.0, -1.0, 32.0}> {
         p = MatMul(x, w)

@@ -56,7 +56,7 @@ def test_input_and_output(parse, ops):
     assert (x.name, x.dtype, y.name, y.dtype) == ("x", ir.DataType.UINT8, "y", ir.DataType.INT8)
     assert json.loads(x.metadata_props["graphopt.integers"]) == {"scale": float(np.float32(0.1)), "zero_point": 100}
     assert x.doc_string == "uint8 q for (q - 100) * 0.100000001"
-    assert step.report["outputs"] == {"y": "int8 q for (q - -3) * 0.25"}
+    assert step.report["outputs"] == {"y": "int8 q for (q + 3) * 0.25"}
     floats = np.random.default_rng(0).uniform(0, 10, (2, 3, 4, 4)).astype(np.float32)
     integers = np.clip(np.rint(floats / np.float32(0.1)) + 100, 0, 255).astype(np.uint8)
     old = run(parse(graph(PLAIN)), x=floats)["y"]

@@ -13,8 +13,8 @@ from graphopt.errors import UserError
 from graphopt.fidelity import Fidelity
 from graphopt.passbase import PreconditionError
 from graphopt.passes.quantization import _ranges
-from graphopt.passes.quantization._mix_path import Path
 from graphopt.passes.quantization._mix_plan import Choice, Planner
+from graphopt.passes.quantization._mix_retreat import Retreat
 from graphopt.passes.quantization._mix_search import moves
 from graphopt.passes.quantization.mix_precision import MixPrecision
 from graphopt.pipeline import duplicate
@@ -247,7 +247,7 @@ def test_few_models_tell_how_many_must_go(enough):
     """The prediction says 41; whatever is true is found in a few attempts."""
     each = {Source("weights", str(i)): {"y": 1 / 5900} for i in range(100)}
     trial = Trial(enough)
-    taken = Path(Line(), trial, each, 20.0, ["y"]).shortest()
+    taken = Retreat(Line(), trial, each, 20.0, ["y"]).shortest()
     assert taken is not None
     assert len(taken) == enough
     assert len(set(trial.made)) <= 14
@@ -256,4 +256,4 @@ def test_few_models_tell_how_many_must_go(enough):
 
 def test_only_floats_will_do():
     each = {Source("weights", str(i)): {"y": 1 / 5900} for i in range(100)}
-    assert Path(Line(), Trial(101), each, 20.0, ["y"]).shortest() is None
+    assert Retreat(Line(), Trial(101), each, 20.0, ["y"]).shortest() is None

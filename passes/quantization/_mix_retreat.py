@@ -11,7 +11,7 @@ from graphopt.sensitivity import noise
 from graphopt.sensitivity.sources import Source
 
 
-class Path:
+class Retreat:
     """Nodes that go back to float, in the order in which they do.
 
     Attributes:
