@@ -37,8 +37,8 @@ class Fidelity:
             UserError: the model does not run on this data.
         """
         self._kept: list[tuple[Mapping[str, np.ndarray], dict[str, np.ndarray], int]] = []
-        first: list[tuple[Mapping[str, np.ndarray], int]] = []
-        later: list[tuple[Mapping[str, np.ndarray], int]] = []
+        first: list[tuple[dict[str, np.ndarray], int]] = []
+        later: list[tuple[dict[str, np.ndarray], int]] = []
         seen = 0
         for feeds, _, count in fitted_batches(data, ports, batch, skip + samples):
             chosen, begun = (later, seen - skip) if seen >= skip else (first, seen)

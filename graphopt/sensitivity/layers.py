@@ -23,7 +23,8 @@ class Layer:
         mean_sqnr: over the outputs that it reaches.
         weights_sqnr, activation_sqnr: of the worst output, when only its constants are, or only what it makes is rounded.
         share: of the noise that all layers make, the mean over outputs; from 0 to 1.
-        without: predicted for the worst output, when everything but this is rounded.
+        without: predicted for the worst output, when everything but this is rounded. What a node makes is rounded as long
+            as any of its readers computes with integers, so to get there these stay in float, too.
         outputs: `sqnr` of each output.
         weight_bytes: what its constants take in the float model.
         float_ms, quantized_ms: milliseconds per run, measured in the whole model; None where not known.

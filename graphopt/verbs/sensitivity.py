@@ -64,7 +64,8 @@ def command(model: str, data: str, sort: str, top: int, plot: str | None, as_jso
 
     Ratios are signal to noise, of the output that suffers most, in dB: the lower, the more fragile. What all layers
     cost together is the sum of what each costs alone; how closely that comes to the model when all of it is
-    quantized is printed below the table. `graphopt mix-precision` leaves in float what must stay there.
+    quantized is printed below the table. To be rid of what rounding a result costs, those that read it must compute in
+    float, too: `graphopt mix-precision` sees to that.
     """
     from graphopt.console import activity, console, print_json
     from graphopt.report import plots

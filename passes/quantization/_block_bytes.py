@@ -15,20 +15,35 @@ _SIGN_AND_HALF = np.int32(-(1 << 31) | ((1 << 15) - 1) << _MANTISSA)
 """The sign, and where the other bits of a float16 come to lie in a float32."""
 _EXPONENT = np.float32(2.0 ** (127 - 15))
 """Between the biases of their exponents."""
-_NO_HALF = 65536.0
+_MAGNITUDE, _INFINITY = np.uint16(0x7FFF), 0x7C00
+"""Of a float16: the bits but for the sign; infinity, above which nothing is a number."""
+_PART = 1 << 18
 
 
-def widen(weight: np.ndarray, out: np.ndarray) -> float:
-    """Copy floating-point numbers into float32; return the magnitude from which on one is infinite or not a number."""
+def widen(weight: np.ndarray, out: np.ndarray) -> None:
+    """Copy finite numbers into float32."""
     if weight.dtype != np.float16:
         np.copyto(out, weight)
-        return np.inf
+        return
     bits = out.view(np.int32)  # in integers: numpy's own conversion takes longer than all the rest of encoding
     np.copyto(bits, weight.view(np.int16))
     bits <<= _MANTISSA
     bits &= _SIGN_AND_HALF
     out *= _EXPONENT
-    return _NO_HALF
+
+
+def all_finite(weight: np.ndarray) -> bool:
+    """Tell whether all numbers are finite, float32 or float16, a part at a time."""
+    flat = weight.reshape(-1)
+    for start in range(0, flat.size, _PART):
+        part = flat[start : start + _PART]
+        if part.dtype == np.float16:
+            finite = (part.view(np.uint16) & _MAGNITUDE).max() < _INFINITY
+        else:
+            finite = np.isfinite(part).all()
+        if not finite:
+            return False
+    return True
 
 
 def words(steps: np.ndarray, block: int, kind: Kind) -> np.ndarray:

@@ -47,6 +47,8 @@ class Layout:
     @property
     def scales(self) -> tuple[int, ...]:
         """The shape of the scales for DequantizeLinear."""
+        if self._is_scalar:
+            return ()
         return (self.columns,) if self.channel is not None else self._along(self.blocks)
 
     @property
@@ -54,6 +56,8 @@ class Layout:
         """The attributes of DequantizeLinear."""
         if self.channel is not None:
             return {"axis": self.channel}
+        if self._is_scalar:
+            return {}
         return {"axis": self.axis, "block_size": self.size}
 
     def matrix(self, weight: np.ndarray) -> np.ndarray:
@@ -71,7 +75,7 @@ class Layout:
 
     def whole_scales(self, matrix: np.ndarray) -> np.ndarray:
         """Return scales or zero points [blocks, columns] in the shape `scales`."""
-        if self.channel is not None:
+        if self.channel is not None or self._is_scalar:
             return matrix.reshape(self.scales)
         return np.moveaxis(matrix.reshape(self.blocks, *self._others), 0, self.axis)
 
@@ -92,6 +96,11 @@ class Layout:
         full = self.blocks * self.size
         padded = np.concatenate([matrix, np.zeros((full - len(matrix), self.columns), matrix.dtype)])
         return np.moveaxis(padded.reshape(self.blocks, self.size, *self._others), (0, 1), (self.axis, self.axis + 1))
+
+    @property
+    def _is_scalar(self) -> bool:
+        """Whether the weight is a vector with one scale, which ONNX Runtime takes for one of many if it is a vector too."""
+        return len(self.shape) == self.blocks == 1
 
     @property
     def _others(self) -> tuple[int, ...]:

@@ -27,21 +27,11 @@ Found = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 Try = tuple[np.ndarray, np.ndarray | None]
 
 
-def choose(
-    weight: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    kind: Kind,
-    scale_type: np.dtype,
-    *,
-    search: bool,
-    scratch: np.ndarray,
-) -> Found:
+def choose(weight: np.ndarray, kind: Kind, scale_type: np.dtype, *, search: bool, scratch: np.ndarray) -> Found:
     """Encode blocks.
 
     Args:
         weight: float32 [blocks, block, N].
-        low, high: smallest and largest element of every block, [blocks, N].
         kind: how weights are kept.
         scale_type: type of the scales, to which they are rounded before the integers are chosen.
         search: look for better scales than those that cover the block.
@@ -49,6 +39,7 @@ def choose(
     """
     if not kind.uniform:
         return *_coarse(weight, kind, scale_type), None
+    low, high = weight.min(1), weight.max(1)
     tries = (
         _symmetric(low, high, kind, search=search) if kind.symmetric else _asymmetric(low, high, kind, search=search)
     )

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.errors import UserError
-from graphopt.passes.quantization import _blocks
-from graphopt.passes.quantization._block_bytes import pack, pack_zeros
+from graphopt.passes.quantization._block_bytes import all_finite, pack, pack_zeros
 from graphopt.passes.quantization._block_kinds import Kind
 from graphopt.passes.quantization._block_layout import Layout
-from graphopt.passes.quantization._blocks import Encoded
+from graphopt.passes.quantization._blocks import Encoded, encode
+
+T = TypeVar("T")
 
 Shelf = Literal["whole", "cut", "packed", "gathered"]
 """How to lay the numbers down: in the shape of the weight; with its axis cut into blocks; as MatMulNBits takes them; as
@@ -39,21 +40,18 @@ class Store:
     The tensors are lazy. Whichever is read first encodes the weight; the last to be read lets go of what was encoded.
     """
 
-    def __init__(
-        self, weight: ir.TensorProtocol, name: str, layout: Layout, kind: Kind, shelf: Shelf, *, search: bool
-    ) -> None:
+    def __init__(self, weight: ir.TensorProtocol, layout: Layout, kind: Kind, shelf: Shelf, *, search: bool) -> None:
         """Prepare to store a weight.
 
         Args:
             weight: its tensor.
-            name: what to call it in messages.
             layout: where its blocks lie.
             kind: how it is kept.
             shelf: how the numbers are laid down.
             search: look for better scales (see `_blocks.encode`).
         """
         self.layout, self.kind = layout, kind
-        self._weight, self._name, self._shelf, self._search = weight, name, shelf, search
+        self._weight, self._shelf, self._search = weight, shelf, search
         self._encoded: Encoded | None = None
         self._waiting: set[str] = set()
         self._parts = [self._numbers(), self._scales(), *([] if kind.symmetric else [self._zeros()])]
@@ -120,26 +118,29 @@ class Store:
         return ir.Tensor(np.ascontiguousarray(array), part.dtype)
 
     def _encode(self) -> Encoded:
-        """Encode the weight.
-
-        Raises:
-            UserError: it holds infinities or is not a number somewhere.
-        """
-        layout, weight = self.layout, self._weight.numpy()
-        packed = self._shelf == "packed"
+        layout, packed = self.layout, self._shelf == "packed"
         size = layout.block if packed else layout.size
-        try:
-            return _blocks.encode(
+        return _read(
+            self._weight,
+            lambda weight: encode(
                 layout.matrix(weight), size, self.kind, weight.dtype, search=self._search, pack=packed
-            )
-        except ValueError as error:
-            raise UserError(
-                f"quantize-weights: weight '{self._name}': {error} somewhere; exclude the nodes that use it"
-            ) from None
-        finally:
-            del weight
-            if isinstance(self._weight, ir.ExternalTensor):
-                self._weight.release()  # what was read of the file would stay in memory
+            ),
+        )
+
+
+def is_finite(tensor: ir.TensorProtocol) -> bool:
+    """Tell whether all elements of a float32 or float16 tensor are finite."""
+    return _read(tensor, all_finite)
+
+
+def _read(tensor: ir.TensorProtocol, work: Callable[[np.ndarray], T]) -> T:
+    """Return what comes of working on a tensor's elements; those read of a file leave memory again."""
+    try:
+        return work(tensor.numpy())
+    finally:
+        if isinstance(tensor, ir.ExternalTensor):
+            with contextlib.suppress(BufferError):  # somebody else is reading them
+                tensor.release()
 
 
 def _zeros_of(found: Encoded) -> np.ndarray:

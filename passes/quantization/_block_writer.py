@@ -102,7 +102,8 @@ class Dequantize(Writer):
         gathered = site.node.op_type == "Gather"
         least = _BYTE if gathered else 4  # of int2 in front of MatMul ONNX Runtime 1.31 computes something else
         if store.kind.bits < least:
-            inputs = [value if value is inputs[1] else self._widened(site, store, value) for value in inputs]
+            wide = ir.DataType.INT8 if store.kind.symmetric else ir.DataType.UINT8
+            inputs = [value if value is inputs[1] else self._cast(site, value, wide) for value in inputs]
         if gathered:
             self._gather(site, store, inputs)
             return
@@ -111,10 +112,9 @@ class Dequantize(Writer):
         site.graph.insert_before(site.node, made)
         site.node.replace_input_with(site.index, made.outputs[0])
 
-    def _widened(self, site: Site, store: Store, value: ir.Value) -> ir.Value:
-        """Return narrow integers as bytes: ONNX Runtime does this when the model loads."""
-        to = ir.DataType.INT8 if store.kind.symmetric else ir.DataType.UINT8
-        cast = self.node("Cast", [value], f"{value.name}_wide", to=to)
+    def _cast(self, site: Site, value: ir.Value, to: ir.DataType) -> ir.Value:
+        """Return a value in another type; of constants ONNX Runtime casts when the model loads."""
+        cast = self.node("Cast", [value], f"{value.name}_cast", to=to)
         site.graph.insert_before(site.node, cast)
         return cast.outputs[0]
 
@@ -126,7 +126,16 @@ class Dequantize(Writer):
             made = self.node("Gather", [value, indices], f"{value.name}_rows")
             site.graph.insert_before(site.node, made)
             rows.append(made.outputs[0])
-        graphs.become(site.node, "DequantizeLinear", rows, axis=-1, block_size=store.layout.size)
+        if store.layout.blocks > 1:
+            graphs.become(site.node, "DequantizeLinear", rows, axis=-1, block_size=store.layout.size)
+            return
+        numbers, scales, *zeros = rows  # of one row, DequantizeLinear would take the only scale for one of many
+        value, *zeros = (self._cast(site, rows_of, site.tensor.dtype) for rows_of in (numbers, *zeros))
+        if zeros:
+            centred = self.node("Sub", [value, *zeros], f"{site.weight.name}_centred")
+            site.graph.insert_before(site.node, centred)
+            value = centred.outputs[0]
+        graphs.become(site.node, "Mul", [value, scales])
 
 
 class Fold(Writer):

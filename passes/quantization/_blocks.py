@@ -41,15 +41,12 @@ def encode(
     """Return the numbers and scales that stand for a matrix.
 
     Args:
-        weight: [K, N], floating-point; blocks lie along the first axis.
+        weight: [K, N], float32 or float16, finite; blocks lie along the first axis.
         block: elements that share a scale; the last block may be shorter. To be packed, it must be a multiple of 4.
         kind: how weights are kept.
         scale_type: type of the scales.
         search: look for better scales than those that cover the block.
         pack: return integers as MatMulNBits takes them (see `_block_bytes.words`), those of a column behind each other.
-
-    Raises:
-        ValueError: some weights are infinite, or not a number.
     """
     rows, columns = weight.shape
     count = -(-rows // block)
@@ -67,12 +64,9 @@ def encode(
         for first, last, size in _parts(rows, block, each):
             inside = slice(first * block, first * block + (last - first) * size)
             piece, scratch = memory[:, : (last - first) * size * width].reshape(2, last - first, size, width)
-            limit = widen(weight[inside, where], piece.reshape(-1, width))
-            low, high = piece.min(1), piece.max(1)
-            if not (low.min() > -limit and high.max() < limit):
-                raise ValueError("infinite or not a number")
+            widen(weight[inside, where], piece.reshape(-1, width))
             found, scales[first:last, where], offsets = choose(
-                piece, low, high, kind, scales.dtype, search=search, scratch=scratch
+                piece, kind, scales.dtype, search=search, scratch=scratch
             )
             if zeros is not None:
                 zeros[first:last, where] = offsets

@@ -30,7 +30,7 @@ _WORTH_BLIND = 1.0
 """The same where activations are guessed: smaller factors did more harm than good on networks that were even before."""
 
 _DAMPING = 0.75
-_ROUNDS = 10
+_ROUNDS = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,11 +152,11 @@ class Balance:
         """Return the nearest whole numbers to what is missing to the real solution."""
         real = exponents.astype(np.float64)
         for _ in range(self._iterations):
-            change = self._change(real, emphasis)
+            change = self._centred(self._change(real, emphasis))
             real += _DAMPING * change
             if np.abs(change).max() < _SETTLED:
                 break
-        missing = self._centred(real - exponents)
+        missing = real - exponents
         return np.where(np.abs(missing) > (_WORTH_BLIND if self._blind else _WORTH), np.rint(missing), 0).astype(
             np.int64
         )
@@ -169,7 +169,7 @@ class Balance:
         moved = change != 0
         count = np.bincount(self.families[moved], minlength=self._size)
         total = np.bincount(self.families[moved], change[moved], self._size)
-        common = np.rint(total / np.maximum(count, 1))
+        common = total / np.maximum(count, 1)
         return np.where(moved, change - common[self.families], 0)
 
     def _change(self, exponents: np.ndarray, emphasis: Emphasis) -> np.ndarray:

@@ -162,7 +162,7 @@ def _settle(units: Sequence[Unit], reasons: dict[Unit, str], times: Mapping[str,
         if unit in reasons:
             edges.append((unit, _FLOAT, UNBREAKABLE))
         elif times is not None:
-            known = [times[node.name] for node in unit.nodes if node.name in times]
+            known = [times[node.name] for node in unit.nodes if node.name and node.name in times]
             edges.append((_INTEGER, unit, sum(before for before, _ in known)))
             edges.append((unit, _FLOAT, sum(after for _, after in known)))
         elif unit.role is Role.ANCHOR:

@@ -19,7 +19,7 @@ from graphopt.passes.quantization._equalize_balance import Balance, Emphasis
 from graphopt.passes.quantization._equalize_channels import Layer
 from graphopt.target import Target
 
-_ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+_ALPHAS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 _ROWS = 256
 _BETTER = 0.98
 """An error must fall below this part of what it is for factors to change."""
@@ -78,46 +78,48 @@ def search(
         samples: what activations hold.
         readers: the layers that read each of them.
     """
-    numbers = {value: balance.numbers(layers[0].inputs) for value, layers in readers.items()}
-    families: defaultdict[int, list[ir.Value]] = defaultdict(list)
-    for value, ids in numbers.items():
-        for family in np.unique(balance.families[np.abs(ids[ids != 0])]).tolist():
-            families[family].append(value)
+    families: defaultdict[int, list[_Group]] = defaultdict(list)
+    for value, layers in readers.items():
+        group = _Group(samples[value], balance.numbers(layers[0].inputs), layers)
+        for family in np.unique(balance.families[np.abs(group.numbers[group.numbers != 0])]).tolist():
+            families[family].append(group)
     exponents = balance.zero()
-    errors = {f: _error(exponents, values, numbers, samples, readers) for f, values in families.items()}
+    errors = {family: sum(group.error(exponents) for group in groups) for family, groups in families.items()}
     changed = True
     while changed:  # ends, as errors fall by a part each time
         changed = False
         for proposal in [balance.solve(Emphasis(0, 1 - a, a), exponents) for a in _ALPHAS]:
-            for family, values in families.items():
+            for family, groups in families.items():
                 trial = np.where(balance.families == family, proposal, exponents)
                 if (trial == exponents).all():
                     continue
-                error = _error(trial, values, numbers, samples, readers)
+                error = sum(group.error(trial) for group in groups)
                 if error < errors[family] * _BETTER:
                     exponents, errors[family], changed = trial, error, True
     return exponents
 
 
-def _error(
-    exponents: np.ndarray,
-    values: Sequence[ir.Value],
-    numbers: Mapping[ir.Value, np.ndarray],
-    samples: Mapping[ir.Value, Sample],
-    readers: Mapping[ir.Value, Sequence[Layer]],
-) -> float:
-    """Return the sum over layers of the error's energy relative to the output's."""
-    total = 0.0
-    for value in values:
-        factors = np.exp2(np.sign(numbers[value]) * exponents[np.abs(numbers[value])]).astype(np.float32)
-        found = samples[value]
-        rounded = _rounded_rows(found, factors)
-        for layer in readers[value]:
-            weight = layer.matrix()[0, :, :, 0].T
-            exact = found.rows @ weight
-            error = rounded @ _rounded_columns(weight / factors[:, None]) - exact
+class _Group:
+    """The products that read one activation.
+
+    Attributes:
+        numbers: of the exponents of its channels.
+    """
+
+    def __init__(self, found: Sample, numbers: np.ndarray, layers: Sequence[Layer]) -> None:
+        self.numbers = numbers
+        self._found = found
+        self._weights = [layer.matrix()[0, :, :, 0].T for layer in layers]
+        self._exact = [found.rows @ weight for weight in self._weights]
+
+    def error(self, exponents: np.ndarray) -> float:
+        """Return the sum over layers of the error's energy relative to the output's."""
+        factors = np.exp2(np.sign(self.numbers) * exponents[np.abs(self.numbers)]).astype(np.float32)
+        rows, total = _rounded_rows(self._found, factors), 0.0
+        for weight, exact in zip(self._weights, self._exact, strict=True):
+            error = rows @ _rounded_columns(weight / factors[:, None]) - exact
             total += float(np.square(error).sum() / max(float(np.square(exact).sum()), 1e-30))
-    return total
+        return total
 
 
 def _rounded_rows(found: Sample, factors: np.ndarray) -> np.ndarray:

@@ -80,7 +80,8 @@ def _covering(rows: np.ndarray, type_: Number) -> np.ndarray:
         result: np.ndarray = np.abs(rows).max(axis=1, initial=0) / 127
         return result
     above, below = rows.max(axis=1, initial=0), -rows.min(axis=1, initial=0)
-    return np.maximum(above / (type_.high - type_.zero), below / (type_.zero - type_.low))
+    covering: np.ndarray = np.maximum(above / (type_.high - type_.zero), below / (type_.zero - type_.low))
+    return covering
 
 
 def _ternary(rows: np.ndarray, type_: Number) -> np.ndarray:

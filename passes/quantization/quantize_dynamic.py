@@ -195,7 +195,7 @@ class _Writer:
     def _add(self, node: ir.Node, op: str, inputs: list[ir.Value | None], **attributes: object) -> ir.Value:
         while inputs[-1] is None:
             inputs = inputs[:-1]
-        made = ir.node(op, inputs, attributes)  # type: ignore[arg-type]
+        made = ir.node(op, inputs, attributes)
         self._insert(node, made, node.outputs[0])
         return made.outputs[0]
 

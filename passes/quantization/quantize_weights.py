@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Set
 from typing import Literal
 
 import onnx_ir as ir
@@ -27,7 +27,7 @@ from graphopt.errors import UsageError, did_you_mean
 from graphopt.passbase import LOSSY, Pass, Result, param
 from graphopt.passes.quantization._block_kinds import KINDS
 from graphopt.passes.quantization._block_layout import Layout
-from graphopt.passes.quantization._block_store import Store
+from graphopt.passes.quantization._block_store import Store, is_finite
 from graphopt.passes.quantization._block_writer import Dequantize, Fold, NBits, Site, Writer
 
 _LEAST_BLOCK = 16
@@ -38,8 +38,6 @@ _OPS = ("MatMul", "Gemm", "Gather", "Conv")
 _WRITERS: dict[str, type[Writer]] = {"dequantize": Dequantize, "matmulnbits": NBits, "fold": Fold}
 _BLOCKS = 21
 """The version of ONNX since which DequantizeLinear knows blocks."""
-
-Row = Site | tuple[ir.Node, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +118,11 @@ class QuantizeWeights(Pass):
         kind = KINDS[self.weights]
         if self.form == "matmulnbits":
             return 0
-        blocked = self.form == "dequantize" and site.layout.channel is None
+        blocked = self.form == "dequantize" and "block_size" in site.layout.attributes
         return max(kind.opset, _BLOCKS if blocked else 0)
 
     def _plan(self, model: ir.Model) -> tuple[list[tuple[str, str]], dict[Site, Store]]:
-        """Return why nodes are skipped, and how each weight that is not is stored; equal weights share a store."""
+        """Return why nodes are skipped, and how the weights of the others are stored; shared weights share a store."""
         rows = [row for graph in (model.graph, *model.graph.subgraphs()) for node in graph for row in self._row(node)]
         rows += [
             (node, "it belongs to a function; run simplify first, which inlines functions")
@@ -133,42 +131,46 @@ class QuantizeWeights(Pass):
             for node in graph
             if graphs.is_op(node, *self.ops)
         ]
-        chosen = {(row.node, row.index): row.weight for row in rows if isinstance(row, Site)}
-        stores: dict[tuple[ir.Value, Layout, str], Store] = {}
-        found: dict[Site, Store] = {}
-        skipped = []
-        for row in rows:
-            reason = row[1] if isinstance(row, tuple) else _other_use(row.weight, chosen)
-            if isinstance(row, Site) and reason is None:
-                shelf = _WRITERS[self.form].shelf(row.node)
-                key = (row.weight, row.layout, shelf)
-                if key not in stores:
-                    kind = KINDS[self.weights]
-                    name, search = row.weight.name or "", self.method == "search"
-                    stores[key] = Store(row.tensor, name, row.layout, kind, shelf, search=search)
-                if stores[key].nbytes < row.tensor.nbytes:
-                    found[row] = stores[key]
-                    continue
-                reason = f"its weight {list(row.layout.shape)} would not get smaller"
-            skipped.append((graphs.label(row[0] if isinstance(row, tuple) else row.node), reason or ""))
-        return skipped, found
+        chosen = {(row.node, row.index) for _, row in rows if isinstance(row, Site)}
+        made: dict[tuple[ir.Value, Layout, str], Store | str] = {}
+        skipped, stores = [], {}
+        for node, row in rows:
+            found = row if isinstance(row, str) else _other_use(row.weight, chosen) or self._store(row, made)
+            if isinstance(row, Site) and isinstance(found, Store):
+                stores[row] = found
+            else:
+                skipped.append((graphs.label(node), str(found)))
+        return skipped, stores
 
-    def _row(self, node: ir.Node) -> Iterator[Row]:
-        """Yield a node's weight, or why it stays as it is; nothing for operators that were not asked for."""
+    def _row(self, node: ir.Node) -> Iterator[tuple[ir.Node, Site | str]]:
+        """Yield a node with its weight, or with why it stays as it is; nothing for operators that were not asked for."""
         if not graphs.is_op(node, *self.ops):
-            return
-        if node.name in self.exclude:
-            yield node, "excluded"
             return
         index = _index(node)
         weight = node.inputs[index]
         tensor = graphs.constant(weight)
-        if weight is None or tensor is None:
+        if node.name in self.exclude:
+            yield node, "excluded"
+        elif weight is None or tensor is None:
             yield node, "its weight is computed, or callers may override it"
-            return
-        layout = _layout(node, index, tuple(tensor.shape.numpy()), self.block)
-        reason = self._refusal(node, index, tensor, layout)
-        yield (node, reason) if layout is None or reason else Site(node, index, weight, layout)
+        else:
+            layout = _layout(node, index, tuple(tensor.shape.numpy()), self.block)
+            reason = self._refusal(node, index, tensor, layout)
+            yield node, Site(node, index, weight, layout) if layout is not None and reason is None else str(reason)
+
+    def _store(self, site: Site, made: dict[tuple[ir.Value, Layout, str], Store | str]) -> Store | str:
+        """Return how a weight is stored, or why it stays as it is; what was found before is in `made`."""
+        shelf = _WRITERS[self.form].shelf(site.node)
+        key = site.weight, site.layout, shelf
+        if key not in made:
+            store = Store(site.tensor, site.layout, KINDS[self.weights], shelf, search=self.method == "search")
+            if store.nbytes >= site.tensor.nbytes:
+                made[key] = f"its weight {list(site.layout.shape)} would not get smaller"
+            elif not is_finite(site.tensor):
+                made[key] = "its weight holds infinity or NaN"
+            else:
+                made[key] = store
+        return made[key]
 
     def _refusal(self, node: ir.Node, index: int, tensor: ir.TensorProtocol, layout: Layout | None) -> str | None:
         if tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
@@ -221,7 +223,7 @@ def _layout(node: ir.Node, index: int, shape: tuple[int, ...], block: int) -> La
     return Layout(shape, axis, block, None if block or rank != 2 else 1 - axis)
 
 
-def _other_use(weight: ir.Value, chosen: Mapping[tuple[ir.Node, int], ir.Value]) -> str | None:
+def _other_use(weight: ir.Value, chosen: Set[tuple[ir.Node, int]]) -> str | None:
     """Return what else needs a weight in floats, which would then be kept twice."""
     if weight.is_graph_output():
         return "its weight is an output of the model"

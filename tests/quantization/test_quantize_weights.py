@@ -188,7 +188,7 @@ def decoded(weight, name, layout, block):
 @pytest.mark.parametrize("place", list(PLACES))
 @pytest.mark.parametrize(
     ("weights", "block"),
-    [("int4", 32), ("uint4", 16), ("int8", 0), ("uint8", 7), ("ternary", 0), ("binary", 32), ("float8", 32)],
+    [("int4", 32), ("uint4", 16), ("int8", 0), ("uint8", 7), ("ternary", 0), ("float8", 32)],
 )
 @pytest.mark.parametrize("form", ["dequantize", "fold"])
 def test_every_place_computes_what_its_blocks_stand_for(build, parse, place, weights, block, form):
@@ -212,7 +212,7 @@ def test_every_place_computes_what_its_blocks_stand_for(build, parse, place, wei
         assert "would not get smaller" in result.skipped[0][1]
         return
     assert "w" not in model.graph.initializers
-    basic = dataclasses.replace(CPU, options={**CPU.options, "level": "basic"})
+    basic = dataclasses.replace(CPU, level="basic")  # MatMulNBits would quantize the activations
     (got,) = runtime.open_session(model, basic).run({"x": x}).values()
     assert compare.same(wanted, got, 1e-5)
 
@@ -268,26 +268,22 @@ def test_half_precision_is_read_exactly():
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     finite = every[np.isfinite(every)]
     made = np.empty(finite.shape, np.float32)
-    limit = _block_bytes.widen(finite, made)
+    _block_bytes.widen(finite, made)
     assert np.array_equal(made.view(np.uint32), finite.astype(np.float32).view(np.uint32))
-    assert np.abs(made).max() < limit
-    rest = every[~np.isfinite(every)]
-    made = np.empty(rest.shape, np.float32)
-    assert (np.abs(made) >= _block_bytes.widen(rest, made)).all()
+    assert _block_bytes.all_finite(finite)
+    assert not any(_block_bytes.all_finite(every[i : i + 1]) for i in np.flatnonzero(~np.isfinite(every)))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_weights_that_are_no_numbers(net, tmp_path, graphopt, bad, dtype):
+def test_weights_that_are_no_numbers(net, bad, dtype):
     model = net(dtype)
     weight = model.graph.initializers["w"].const_value.numpy().copy()
     weight[3, 3] = bad
     model.graph.initializers["w"].const_value = ir.tensor(weight, name="w")
-    io.save(model, tmp_path / "m.onnx")
-    done = graphopt("quantize-weights", tmp_path / "m.onnx", "-o", tmp_path / "q.onnx", "--no-verify")
-    assert done.code == 1
-    assert done.error == "quantize-weights: weight 'w': infinite or not a number somewhere; exclude the nodes that use it"
-    assert not (tmp_path / "q.onnx").exists()
+    result = QuantizeWeights()(model)
+    assert not result.modified
+    assert result.skipped == [("product", "its weight holds infinity or NaN")]
 
 
 @pytest.mark.parametrize(
@@ -315,8 +311,8 @@ def test_no_worse_than_onnxruntime(name, symmetric, bits):
     )
     assert sought < ours < error(theirs)
     if name == "uint4":
-        quantizer = pytest.importorskip("onnxruntime.quantization.matmul_nbits_quantizer")
-        steps, scale, zero = quantizer.quant_tensor_k_quant_cpu(weight.T.reshape(-1, 32).copy(), 4, 32)
+        neural = pytest.importorskip("onnxruntime.quantization.neural_compressor.weight_only")
+        steps, scale, zero = neural.quant_tensor_k_quant_cpu(weight.T.reshape(-1, 32).copy(), 4, 32)
         k_quants = ((steps - zero.astype(np.float32)) * scale).reshape(64, 256).T
         assert sought <= error(k_quants)
 
