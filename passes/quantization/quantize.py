@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import runtime, spec, target
+from graphopt import runtime, saturation, spec, target
 from graphopt.data import Data, batch_size, open_data
 from graphopt.fidelity import Fidelity
 from graphopt.latency import Latency, compare_latency
@@ -50,6 +51,8 @@ _TIE = 0.97
 """An interval of the speed-up that contains 1 and starts no lower than this counts as no slower."""
 _LONGER = 3
 """How much longer to measure where an interval leaves it open whether the result is slower."""
+_SHARES = (0.125, 0.25, 0.5, 1.0)
+"""Of the products by constant matrices, how many are tried with scales for every row."""
 _MATRICES = 0.5
 """Share of the weights in matrix products from which on scales found at run time are worth a trial."""
 
@@ -178,12 +181,8 @@ class _Trial:
         """Return a candidate in which nothing saturates on processors without VNNI, and what that took, in words."""
         made = duplicate(candidate.model)
         result = self._run("avoid-saturation", made, reference=candidate.reference, data=self._data)
-        facts = result.report
-        line = f"{facts['layers']} layers multiply 8-bit integers, {facts['can_saturate']} could saturate without VNNI"
-        if not result.modified:
-            return candidate, line
-        line += f", and were changed; there {facts['sqnr_before']:.1f} dB before, {facts['sqnr_after']:.1f} dB after"
-        return dataclasses.replace(candidate, model=made, sqnr=self._sqnr(made)), line
+        line = saturation.promise(result.report)
+        return dataclasses.replace(candidate, model=made, sqnr=self._sqnr(made)) if result.modified else candidate, line
 
     def _static(self) -> Iterator[Candidate | str]:
         calibrated = self._calibrated(self._model, OBSERVERS)
@@ -220,16 +219,40 @@ class _Trial:
         return self._recovered(mixed)
 
     def _dynamic(self) -> Iterator[Candidate | str]:
-        found = []
-        for smooth in (False, True):
-            made = duplicate(self._model)
-            if smooth and not self._run("smooth", made, data=self._data).modified:
-                continue
-            result = self._run("quantize-dynamic", made)
-            if result.modified:
-                how = "dynamic, smoothed" if smooth else "dynamic"
-                found.append(Candidate(how, made, self._model, self._sqnr(made), list(result.skipped)))
-        yield max(found, key=lambda candidate: candidate.sqnr) if found else "dynamic: there is nothing to quantize"
+        """Yield the first that keeps the outputs, giving more and more of the noisiest products scales for every row."""
+        smoothed = duplicate(self._model)
+        bases = [(self._model, "dynamic")]
+        if self._run("smooth", smoothed, data=self._data).modified:
+            bases.append((smoothed, "dynamic, smoothed"))
+        found = [made for base, how in bases if (made := self._by_run(base, how)) is not None]
+        if not found:
+            yield "dynamic: there is nothing to quantize"
+            return
+        best = max(found, key=lambda candidate: candidate.sqnr)
+        noisiest = self._noisiest(best.reference) if best.sqnr < self._asked.min_sqnr else []
+        for share in _SHARES:
+            names = tuple(noisiest[: math.ceil(share * len(noisiest))])
+            if best.sqnr >= self._asked.min_sqnr or not names:
+                break
+            made = self._by_run(best.reference, f"{best.how.partition(', rows')[0]}, rows of {len(names)}", rows=names)
+            best = made if made is not None and made.sqnr > best.sqnr else best
+        yield best
+
+    def _by_run(self, base: ir.Model, how: str, **fields: Any) -> Candidate | None:
+        made = duplicate(base)
+        result = self._run("quantize-dynamic", made, **fields)
+        return Candidate(how, made, base, self._sqnr(made), list(result.skipped)) if result.modified else None
+
+    def _noisiest(self, base: ir.Model) -> list[str]:
+        """Return the names of matrix products, the one whose rounding alone leaves the worst outputs first."""
+        names = [node.name or "" for node in base.graph.all_nodes() if node.op_type in ("MatMul", "Gemm")]
+        ratios = {}
+        for name in names:
+            others = tuple(other for other in names if other != name)
+            alone = self._by_run(base, name, exclude=others)
+            if alone is not None:
+                ratios[name] = alone.sqnr
+        return sorted(ratios, key=lambda name: ratios[name])
 
     def _calibrated(self, model: ir.Model, observers: tuple[str, ...]) -> ir.Model:
         made, asked = duplicate(model), self._asked

@@ -4,8 +4,8 @@ Weights are int8, one scale for each output channel; every activation is quantiz
 has then, so no calibration is needed (ONNX operators DynamicQuantizeLinear and MatMulInteger). Standard operators are
 written; `fuse`, and ONNX Runtime when a session loads, make DynamicQuantizeMatMul and MatMulIntegerToFloat of them.
 
-With `rows` every row of an activation (each token of a text) gets a scale of its own, which outliers of other rows do not
-spoil, at the price of a few operators more.
+Every row of an activation (each token of a text) may get a scale of its own, which outliers of other rows do not spoil,
+at the price of a few operators more: for the nodes that `rows` names.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class QuantizeDynamic(Pass):
 
     Raises:
         PreconditionError: the opset is too old and cannot be raised.
-        UsageError: `exclude` names a node that does not exist.
+        UsageError: `exclude` or `rows` names a node that does not exist.
     """
 
     contract = LOSSY
@@ -47,7 +47,7 @@ class QuantizeDynamic(Pass):
     per_channel: bool = param(True, "give every output channel of a weight a scale of its own")
     weights: Literal["int8", "uint8"] = param("int8", "what weights are kept in")
     reduce_range: bool = param(False, "7 bits of weights, which cannot saturate on processors without VNNI")
-    rows: bool = param(False, "give every row of an activation a scale of its own")
+    rows: tuple[str, ...] = param((), "names of nodes whose activations get a scale for every row; all for all of them")
     exclude: tuple[str, ...] = param((), "names of nodes that stay in float")
     ops: tuple[str, ...] = param(("MatMul", "Gemm"), "operators to quantize")
 
@@ -69,9 +69,16 @@ class QuantizeDynamic(Pass):
 
     def _check_names(self, model: ir.Model) -> None:
         names = {node.name for node in model.graph.all_nodes() if node.name}
-        for name in self.exclude:
-            if name not in names:
-                raise UsageError(f"quantize-dynamic: exclude: no node is called '{name}'{did_you_mean(name, names)}")
+        for field in ("exclude", "rows"):
+            for name in getattr(self, field):
+                if name not in names and (field, name) != ("rows", "all"):
+                    raise UsageError(
+                        f"quantize-dynamic: {field}: no node is called '{name}'{did_you_mean(name, names)}"
+                    )
+
+    def by_row(self, node: ir.Node) -> bool:
+        """Tell whether what a node reads gets a scale for every row."""
+        return "all" in self.rows or node.name in self.rows
 
     def _sites(self, model: ir.Model) -> Iterator[tuple[ir.Node, str | None]]:
         """Yield convolutions and matrix products, and why they stay in float, or None."""
@@ -108,7 +115,7 @@ class _Writer:
     def __init__(self, model: ir.Model, asked: QuantizeDynamic) -> None:
         self._model, self._asked = model, asked
         self._taken = graphs.names(model)
-        self._quantized: dict[tuple[ir.Graph, ir.Value], list[ir.Value]] = {}
+        self._quantized: dict[tuple[ir.Graph, ir.Value, bool], list[ir.Value]] = {}
         self._weights: dict[tuple[ir.Graph, ir.Value, bool, float], tuple[ir.Value, ir.Value, ir.Value | None]] = {}
 
     def write(self, node: ir.Node) -> None:
@@ -121,7 +128,7 @@ class _Writer:
         integers, step, offset = self._activation(node, activation)
         product = self._add(node, "MatMulInteger", [integers, matrix, offset, zero])
         floats = self._add(node, "Cast", [product], to=ir.DataType.FLOAT)
-        if self._asked.rows:
+        if self._asked.by_row(node):
             made = self._add(node, "Mul", [self._add(node, "Mul", [floats, scale]), step])
         else:
             made = self._add(node, "Mul", [floats, self._add(node, "Mul", [step, scale])])
@@ -141,9 +148,10 @@ class _Writer:
     def _activation(self, node: ir.Node, value: ir.Value) -> list[ir.Value]:
         """Return integers, step and zero point of an activation, quantized once for all that read it in this graph."""
         assert isinstance(node.graph, ir.Graph)
-        key = (node.graph, value)
+        rows = self._asked.by_row(node)
+        key = (node.graph, value, rows)
         if key not in self._quantized:
-            self._quantized[key] = self._by_row(node, value) if self._asked.rows else self._whole(node, value)
+            self._quantized[key] = self._by_row(node, value) if rows else self._whole(node, value)
         return self._quantized[key]
 
     def _whole(self, node: ir.Node, value: ir.Value) -> list[ir.Value]:

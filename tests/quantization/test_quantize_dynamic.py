@@ -44,11 +44,11 @@ def sqnr(model, reference, feeds, place=CPU):
     ("fields", "least"),
     [
         ({}, 33),
-        ({"rows": True}, 35),
+        ({"rows": ("all",)}, 35),
         ({"per_channel": False}, 31),
         ({"weights": "uint8"}, 33),
         ({"reduce_range": True}, 30),
-        ({"rows": True, "weights": "uint8"}, 35),
+        ({"rows": ("all",), "weights": "uint8"}, 35),
     ],
 )
 @pytest.mark.parametrize("place", [CPU, PLAIN], ids=["cpu", "reference"])
@@ -67,14 +67,22 @@ def test_rows_do_not_mind_other_rows(net, feeds):
     found = {}
     for rows in (False, True):
         model = net.clone()
-        QuantizeDynamic(rows=rows)(model)
+        QuantizeDynamic(rows=("all",) if rows else ())(model)
         found[rows] = compare.sqnr(reference, runtime.open_session(model, CPU).run(loud)["y"][1:])
     assert found[True] > 35
     assert found[False] < 10
 
 
+def test_rows_for_some_nodes(net):
+    with pytest.raises(UsageError, match="rows: no node is called 'tow'; did you mean 'two'"):
+        QuantizeDynamic(rows=("tow",))(net)
+    QuantizeDynamic(rows=("two",))(net)
+    made = [node.op_type for node in net.graph]
+    assert made.count("DynamicQuantizeLinear") == made.count("QuantizeLinear") == 1
+
+
 def test_rows_of_zeros(net, feeds):
-    QuantizeDynamic(rows=True)(net)
+    QuantizeDynamic(rows=("all",))(net)
     done = runtime.open_session(net, CPU).run({"x": np.zeros_like(feeds["x"])})
     assert np.isfinite(done["z"]).all()
 
