@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -100,11 +101,13 @@ def apply(
     size = io.file_bytes(loaded)
     sizes = (size, size)
     if met:
-        hashes = {"model": io.sha256(loaded.meta[io.FILES])} | {
-            role: io.sha256(files) for role, files in others.items()
-        }
-        made.metadata_props[io.PROVENANCE] = io.provenance(kept, hashes, seed)
-        sizes = (size, io.save(made, output))
+        inputs = {"model": loaded.meta[io.FILES], **others}
+        with ThreadPoolExecutor(1) as pool:
+            hashes = pool.submit(lambda: {role: io.sha256(files) for role, files in inputs.items()})
+            sizes = (
+                size,
+                io.save(made, output, lambda: {io.PROVENANCE: io.provenance(kept, hashes.result(), seed)}),
+            )
     nodes = before, sum(1 for _ in io.nodes(made))
     written = str(output) if met else None
     return Applied(str(model), written, place.name, steps, nodes, sizes, met, time.perf_counter() - start)

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import os
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import google.protobuf.json_format
@@ -88,11 +88,17 @@ def load(path: str | Path) -> ir.Model:
     return model
 
 
-def save(model: ir.Model, path: str | Path) -> int:
+def save(model: ir.Model, path: str | Path, notes: Callable[[], Mapping[str, str]] = dict) -> int:
     """Write a model so that `path` holds either the whole new model or whatever it held before.
 
     Tensors go into `path` itself, or into `path` + ".data" when the file would exceed 2 GiB or `model.meta` asks for it
     under EXTERNAL.
+
+    Args:
+        model: the model.
+        path: where to.
+        notes: more entries for its `metadata_props`, asked for once external tensors are written: what takes long to
+            know can be found out in the meantime.
 
     Returns:
         The bytes written, external data included.
@@ -101,7 +107,7 @@ def save(model: ir.Model, path: str | Path) -> int:
         UserError: the folder does not exist or cannot be written, or the disk is full.
     """
     with staged(path) as draft:
-        return write(model, draft)
+        return write(model, draft, notes)
 
 
 def save_all(models: Mapping[Path, ir.Model]) -> list[int]:
@@ -117,10 +123,12 @@ def save_all(models: Mapping[Path, ir.Model]) -> list[int]:
     return sizes
 
 
-def write(model: ir.Model, path: Path) -> int:
+def write(model: ir.Model, path: Path, notes: Callable[[], Mapping[str, str]] = dict) -> int:
     """Write a model to a new file, and its tensors to `path` + ".data" if `save` says so; return the bytes of both."""
     limit = model.meta.get(EXTERNAL, _LARGE if total_bytes(model) > PROTOBUF_LIMIT else None)
     proto = to_proto(model) if limit is None else ir.to_proto(_externalized(model, path, limit))
+    if more := notes():
+        onnx.helper.set_model_props(proto, {entry.key: entry.value for entry in proto.metadata_props} | dict(more))
     path.write_bytes(proto.SerializeToString(deterministic=True))
     return sum(file.stat().st_size for file in path.parent.iterdir())
 

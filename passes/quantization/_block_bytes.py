@@ -64,7 +64,8 @@ def words(steps: np.ndarray, block: int, kind: Kind) -> np.ndarray:
     packed = np.einsum("kwpn,p->kwn", steps.reshape(blocks, -1, len(places), columns), places)
     if kind.symmetric:
         packed -= kind.low * places.sum()
-    return packed.astype("<u2")
+    result: np.ndarray = packed.astype("<u2")
+    return result
 
 
 def pack_zeros(zeros: np.ndarray, bits: int) -> np.ndarray:

@@ -105,7 +105,7 @@ class Store:
             return _Part(suffix, dtype, shape, lambda found: layout.whole_scales(take(found)).reshape(shape))
         return _Part(suffix, dtype, layout.scales, lambda found: layout.whole_scales(take(found)))
 
-    def _make(self, part: _Part) -> ir.Tensor | ir.PackedTensor:
+    def _make(self, part: _Part) -> ir.TensorProtocol:
         if self._encoded is None:
             self._encoded = self._encode()
             self._waiting = {other.suffix for other in self._parts}

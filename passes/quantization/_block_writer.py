@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from graphopt.passes.quantization._block_store import Shelf, Store
 MICROSOFT = "com.microsoft"
 
 _BYTE = 8
+_SAFE_BITS = 4
+"""Of int2 in front of MatMul ONNX Runtime 1.31 computes something else."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,12 @@ class Site:
         return self.node.graph
 
     @property
+    def home(self) -> ir.Graph:
+        """The graph of the weight."""
+        assert isinstance(self.weight.graph, ir.Graph)
+        return self.weight.graph
+
+    @property
     def tensor(self) -> ir.TensorProtocol:
         """The weight's tensor."""
         tensor = graphs.constant(self.weight)
@@ -56,6 +64,8 @@ class Writer(abc.ABC):
         """Prepare to write into a model."""
         self._taken = graphs.names(model)
         self._stored: dict[Store, list[ir.Value]] = {}
+        self._floats: dict[Store, ir.Value] = {}
+        """Weights in floats again that are computed once for all, first of all in the graph that holds them."""
 
     @staticmethod
     @abc.abstractmethod
@@ -66,11 +76,10 @@ class Writer(abc.ABC):
     def write(self, site: Site, store: Store) -> None:
         """Give a node its weight in blocks."""
 
-    def initializers(self, site: Site, store: Store) -> list[ir.Value]:
-        """Return initializers that hold a weight; sites that share a store share them."""
+    def initializers(self, graph: ir.Graph, site: Site, store: Store) -> list[ir.Value]:
+        """Return initializers of a graph that hold a weight; sites that share a store share them."""
         if store not in self._stored:
-            graph, values = site.weight.graph, []
-            assert isinstance(graph, ir.Graph)
+            values = []
             for tensor in store.tensors(lambda suffix: graphs.fresh(f"{site.weight.name}_{suffix}", self._taken)):
                 value = ir.Value(
                     name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
@@ -96,55 +105,80 @@ class Dequantize(Writer):
         del node
         return "whole"
 
+    def __init__(self, model: ir.Model, stores: Mapping[Site, Store]) -> None:
+        """Prepare to write into a model.
+
+        Args:
+            model: the model.
+            stores: all that is going to be written.
+        """
+        super().__init__(model)
+        self._homes: dict[Store, ir.Graph] = {}
+        for site, store in stores.items():
+            if self._homes.setdefault(store, site.graph) is not site.graph:
+                self._homes[store] = site.home
+
     def write(self, site: Site, store: Store) -> None:
-        """See `Writer.write`."""
-        inputs = self.initializers(site, store)
-        gathered = site.node.op_type == "Gather"
-        least = _BYTE if gathered else 4  # of int2 in front of MatMul ONNX Runtime 1.31 computes something else
-        if store.kind.bits < least:
-            wide = ir.DataType.INT8 if store.kind.symmetric else ir.DataType.UINT8
-            inputs = [value if value is inputs[1] else self._cast(site, value, wide) for value in inputs]
-        if gathered:
+        """See `Writer.write`.
+
+        Integers lie where their DequantizeLinear is, and that where the node is, lest ONNX Runtime 1.31 look for
+        the integers in the wrong graph and refuse the model; only for nodes in several graphs, it is around them all.
+        """
+        home = self._homes[store]
+        inputs = self.initializers(home, site, store)
+        if site.node.op_type == "Gather":
             self._gather(site, store, inputs)
-            return
+        elif home is site.graph:
+            site.node.replace_input_with(site.index, self._dequantized(site, store, inputs, before=site.node))
+        else:
+            if store not in self._floats:
+                self._floats[store] = self._dequantized(site, store, inputs, before=home[0])
+            site.node.replace_input_with(site.index, self._floats[store])
+
+    def _dequantized(self, site: Site, store: Store, inputs: list[ir.Value], before: ir.Node) -> ir.Value:
+        if store.kind.bits < _SAFE_BITS:
+            inputs = self._widened(inputs, store, before)
         made = self.node("DequantizeLinear", inputs, f"{site.weight.name}_dequantized", **store.layout.attributes)
         made.outputs[0].type, made.outputs[0].shape = ir.TensorType(site.tensor.dtype), ir.Shape(store.layout.shape)
-        site.graph.insert_before(site.node, made)
-        site.node.replace_input_with(site.index, made.outputs[0])
+        _insert(made, before)
+        return made.outputs[0]
 
-    def _cast(self, site: Site, value: ir.Value, to: ir.DataType) -> ir.Value:
+    def _widened(self, inputs: Sequence[ir.Value], store: Store, before: ir.Node) -> list[ir.Value]:
+        """Return numbers and zero points as bytes, with scales as they are."""
+        wide = ir.DataType.INT8 if store.kind.symmetric else ir.DataType.UINT8
+        return [value if value is inputs[1] else self._cast(value, wide, before) for value in inputs]
+
+    def _cast(self, value: ir.Value, to: ir.DataType, before: ir.Node) -> ir.Value:
         """Return a value in another type; of constants ONNX Runtime casts when the model loads."""
         cast = self.node("Cast", [value], f"{value.name}_cast", to=to)
-        site.graph.insert_before(site.node, cast)
+        _insert(cast, before)
         return cast.outputs[0]
 
-    def _gather(self, site: Site, store: Store, inputs: Sequence[ir.Value]) -> None:
-        indices = site.node.inputs[1]
+    def _gather(self, site: Site, store: Store, inputs: list[ir.Value]) -> None:
+        indices, node = site.node.inputs[1], site.node
         assert indices is not None
+        if store.kind.bits < _BYTE:  # Gather knows no narrower types
+            inputs = self._widened(inputs, store, node)
         rows = []
         for value in inputs:
-            made = self.node("Gather", [value, indices], f"{value.name}_rows")
-            site.graph.insert_before(site.node, made)
-            rows.append(made.outputs[0])
+            rows.append(self.node("Gather", [value, indices], f"{value.name}_rows"))
+            _insert(rows[-1], node)
+        numbers, scales, *zeros = (row.outputs[0] for row in rows)
         if store.layout.blocks > 1:
-            graphs.become(site.node, "DequantizeLinear", rows, axis=-1, block_size=store.layout.size)
+            graphs.become(node, "DequantizeLinear", [numbers, scales, *zeros], axis=-1, block_size=store.layout.size)
             return
-        numbers, scales, *zeros = rows  # of one row, DequantizeLinear would take the only scale for one of many
-        value, *zeros = (self._cast(site, rows_of, site.tensor.dtype) for rows_of in (numbers, *zeros))
+        value = self._cast(numbers, site.tensor.dtype, node)  # DequantizeLinear might take the scale for one of many
         if zeros:
-            centred = self.node("Sub", [value, *zeros], f"{site.weight.name}_centred")
-            site.graph.insert_before(site.node, centred)
+            centred = self.node(
+                "Sub", [value, self._cast(*zeros, site.tensor.dtype, node)], f"{site.weight.name}_centred"
+            )
+            _insert(centred, node)
             value = centred.outputs[0]
-        graphs.become(site.node, "Mul", [value, scales])
+        graphs.become(node, "Mul", [value, scales])
 
 
 class Fold(Writer):
     """Cast and Mul, which ONNX Runtime carries out when it loads the model; from then on the weights are floats."""
-
-    def __init__(self, model: ir.Model) -> None:
-        """See `Writer`."""
-        super().__init__(model)
-        self._made: dict[Store, ir.Value] = {}
 
     @staticmethod
     def shelf(node: ir.Node) -> Shelf:
@@ -154,21 +188,20 @@ class Fold(Writer):
 
     def write(self, site: Site, store: Store) -> None:
         """See `Writer.write`."""
-        if store not in self._made:
-            self._made[store] = self._chain(site, store)
-        site.node.replace_input_with(site.index, self._made[store])
+        if store not in self._floats:
+            self._floats[store] = self._chain(site, store)
+        site.node.replace_input_with(site.index, self._floats[store])
 
     def _chain(self, site: Site, store: Store) -> ir.Value:
         """Return the weight in floats; what computes it stands first in the weight's graph."""
-        graph, layout, name = site.weight.graph, store.layout, site.weight.name
-        assert isinstance(graph, ir.Graph)
+        graph, layout, name = site.home, store.layout, site.weight.name
         nodes: list[ir.Node] = []
 
         def then(op: str, inputs: Sequence[ir.Value], suffix: str, **attributes: Any) -> ir.Value:
             nodes.append(self.node(op, inputs, f"{name}_{suffix}", **attributes))
             return nodes[-1].outputs[0]
 
-        numbers, scales, *zeros = self.initializers(site, store)
+        numbers, scales, *zeros = self.initializers(graph, site, store)
         value = then("Cast", [numbers], "float", to=ir.DataType.FLOAT)
         if zeros:
             value = then("Sub", [value, then("Cast", zeros, "zero", to=ir.DataType.FLOAT)], "centred")
@@ -217,7 +250,7 @@ class NBits(Writer):
     def write(self, site: Site, store: Store) -> None:
         """See `Writer.write`."""
         node, layout, bits = site.node, store.layout, store.kind.bits
-        numbers, *rest = self.initializers(site, store)
+        numbers, *rest = self.initializers(site.home, site, store)
         if node.op_type == "Gather":
             facts = {"bits": bits, "block_size": layout.block, "gather_axis": 0, "quantize_axis": 1}
             _turn(node, "GatherBlockQuantized", [numbers, node.inputs[1], *rest], facts)
@@ -230,8 +263,13 @@ class NBits(Writer):
         product = self.node("MatMul", [], f"{node.outputs[0].name}_product")
         _turn(product, "MatMulNBits", [node.inputs[0], numbers, *rest], facts)
         product.outputs[0].type, product.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
-        site.graph.insert_before(node, product)
+        _insert(product, node)
         graphs.become(node, "Add", [product.outputs[0], bias])
+
+
+def _insert(node: ir.Node, before: ir.Node) -> None:
+    assert isinstance(before.graph, ir.Graph)
+    before.graph.insert_before(before, node)
 
 
 def _turn(node: ir.Node, op: str, inputs: Sequence[ir.Value | None], attributes: dict[str, int]) -> None:

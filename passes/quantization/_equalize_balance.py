@@ -152,7 +152,7 @@ class Balance:
         """Return the nearest whole numbers to what is missing to the real solution."""
         real = exponents.astype(np.float64)
         for _ in range(self._iterations):
-            change = self._centred(self._change(real, emphasis))
+            change = self._change(real, emphasis)
             real += _DAMPING * change
             if np.abs(change).max() < _SETTLED:
                 break
@@ -162,18 +162,13 @@ class Balance:
         )
 
     def _unevenness(self, exponents: np.ndarray, emphasis: Emphasis) -> float:
-        return float(np.square(self._centred(self._change(exponents.astype(np.float64), emphasis))).sum())
-
-    def _centred(self, change: np.ndarray) -> np.ndarray:
-        """Leave out what all channels of a tensor have in common, as only their differences matter."""
-        moved = change != 0
-        count = np.bincount(self.families[moved], minlength=self._size)
-        total = np.bincount(self.families[moved], change[moved], self._size)
-        common = total / np.maximum(count, 1)
-        return np.where(moved, change - common[self.families], 0)
+        return float(np.square(self._change(exponents.astype(np.float64), emphasis)).sum())
 
     def _change(self, exponents: np.ndarray, emphasis: Emphasis) -> np.ndarray:
-        """Return how far each exponent is from where the levels that it raises meet those that it lowers."""
+        """Return how far each exponent is from where the levels that it raises meet those that it lowers.
+
+        What all channels of a tensor have in common is left out, as only their differences matter.
+        """
         raised, lowered = np.zeros(self._size), np.zeros(self._size)
         up, down = np.zeros(self._size), np.zeros(self._size)
         for kind in self._kinds(exponents, emphasis):
@@ -189,6 +184,11 @@ class Balance:
         movable = (up > 0) & (down > 0)
         change = np.zeros(self._size)
         change[movable] = (lowered - raised)[movable] / (up + down)[movable]
+        family = self.families[movable]
+        common = np.bincount(family, change[movable], self._size) / np.maximum(
+            np.bincount(family, minlength=self._size), 1
+        )
+        change[movable] -= common[family]
         return change
 
     def _kinds(self, exponents: np.ndarray, emphasis: Emphasis) -> Iterable[list[_Slices]]:

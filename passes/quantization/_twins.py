@@ -37,8 +37,8 @@ class Twin:
         layer: of the quantized graph.
         output: what the layer computes there in float, with its bias.
         target: what the float model computes in its place; a value of that model.
-        weight: of the float model, float32; None where it has no constant one of the same shape, such as before
-            batch normalization is folded.
+        weight: of the float model, float32, batch normalization folded; None where it is not constant, or laid out in
+            another way.
         source: what the float model multiplies by that weight; None where there is none.
     """
 
@@ -84,13 +84,18 @@ def twins(model: ir.Model, reference: ir.Model, name: str) -> tuple[list[Twin], 
         if target is None:
             skipped.append((label(layer.node), f"the reference computes no '{output.name}'"))
             continue
+        target = _before_clamp(target)
         node = _operator(target, layer)
-        weight = None if node is None else _float_weight(layer, node)
-        if weight is not None and _apart(layer, weight):
-            skipped.append((label(layer.node), "its weight is another than that of the reference"))
+        if node is None:
+            producer = target.producer()
+            how = "from elsewhere" if producer is None else f"by {producer.op_type}"
+            skipped.append((label(layer.node), f"the reference has '{target.name}' {how}"))
             continue
-        source = None if node is None or weight is None else node.inputs[0]
-        found.append(Twin(layer, output, target, weight, source))
+        weight = _float_weight(layer, node, target)
+        if isinstance(weight, str):
+            skipped.append((label(layer.node), weight))
+            continue
+        found.append(Twin(layer, output, target, weight, None if weight is None else node.inputs[0]))
     if skipped and not found:
         raise UserError(
             f"{name}: the reference has none of the model's layers ({skipped[0][0]}: {skipped[0][1]}); "
@@ -180,27 +185,48 @@ def _aliases(output: ir.Value) -> Iterator[str]:
                     yield node.outputs[0].name or ""
 
 
+def _before_clamp(target: ir.Value) -> ir.Value:
+    """Return what a clamp reads: where integers saturate instead, its name may have gone to what is before it."""
+    node = target.producer()
+    while node is not None and node.op_type in ("Clip", "Relu") and node.inputs[0] is not None:
+        target = node.inputs[0]
+        node = target.producer()
+    return target
+
+
 def _operator(target: ir.Value, layer: Layer) -> ir.Node | None:
-    """Return the operator of the float model that does what a layer does, the same one before its bias is added."""
+    """Return the operator of the float model that does what a layer does, before bias or normalization are added."""
     node = target.producer()
     if node is not None and node.op_type == "Add" and layer.node.op_type == "MatMul":
         producers = (value.producer() for value in node.inputs if value is not None)
         node = next((found for found in producers if found is not None and found.op_type == "MatMul"), None)
+    elif node is not None and node.op_type == "BatchNormalization" and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
     return node if node is not None and node.op_type in LINEAR and node.domain == "" else None
 
 
-def _float_weight(layer: Layer, node: ir.Node) -> np.ndarray | None:
-    """Return the float model's weight in the layout of the quantized one, times alpha."""
-    weight, stored = constant(input_of(node, 1)), constant(layer.weight.source)
-    assert stored is not None
-    if weight is None or weight.ndim != stored.ndim or weight.dtype.kind != "f":
+def _float_weight(layer: Layer, node: ir.Node, target: ir.Value) -> np.ndarray | str | None:
+    """Return the float model's weight in the layout of the quantized one, times alpha and normalization.
+
+    Returns None where it is not constant or laid out in another way, and a reason where it is another weight.
+    """
+    weight, stored = constant(input_of(node, 1)), layer.weight.floats()
+    if weight is None or weight.dtype.kind != "f" or node.op_type != layer.node.op_type:
         return None
     weight = weight.astype(np.float32) * np.float32(attribute(node, "alpha", 1.0))
     if attribute(node, "transB", 0) != attribute(layer.node, "transB", 0):
         weight = weight.T
-    return weight if weight.shape == stored.shape else None
-
-
-def _apart(layer: Layer, weight: np.ndarray) -> bool:
-    difference = float(np.sum(np.square(layer.weight.floats() - weight, dtype=np.float64)))
-    return difference > _FOREIGN * float(np.sum(np.square(weight, dtype=np.float64)))
+    if weight.shape != stored.shape:
+        return f"its weight is of shape {list(stored.shape)}, that of the reference of {list(weight.shape)}"
+    normalization = target.producer()
+    if normalization is not None and normalization.op_type == "BatchNormalization":
+        parameters = [constant(value) for value in normalization.inputs[1:]]
+        if node.op_type != "Conv" or any(array is None for array in parameters):
+            return None
+        gamma, _, _, variance = (array.astype(np.float64) for array in parameters if array is not None)
+        factor = gamma / np.sqrt(variance + attribute(normalization, "epsilon", 1e-5))
+        weight = (weight * factor.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
+    difference = float(np.sum(np.square(stored - weight, dtype=np.float64)))
+    if difference > _FOREIGN * float(np.sum(np.square(weight, dtype=np.float64))):
+        return "its weight is another than that of the reference"
+    return weight

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import Literal
 
 import onnx_ir as ir
@@ -92,7 +92,7 @@ class QuantizeWeights(Pass):
         if any(isinstance(tensor, ir.ExternalTensor) for tensor in weights.values()):
             model.meta.setdefault(io.EXTERNAL, _LARGE)
         counts = Counter(site.node.op_type for site in stores)
-        writer = self._writer(model)
+        writer = self._writer(model, stores)
         for site, store in stores.items():
             writer.write(site, store)
             graphs.discard(site.weight)
@@ -108,10 +108,10 @@ class QuantizeWeights(Pass):
             if op not in _OPS:
                 raise UsageError(f"quantize-weights: ops: {op} has no weights here{did_you_mean(op, _OPS)}")
 
-    def _writer(self, model: ir.Model) -> Writer:
+    def _writer(self, model: ir.Model, stores: Mapping[Site, Store]) -> Writer:
         if self.form == "matmulnbits":
             return NBits(model, self.accuracy_level)
-        return _WRITERS[self.form](model)
+        return Dequantize(model, stores) if self.form == "dequantize" else Fold(model)
 
     def _opset(self, site: Site) -> int:
         """Return the version of ONNX that a weight needs."""
@@ -151,8 +151,10 @@ class QuantizeWeights(Pass):
         tensor = graphs.constant(weight)
         if node.name in self.exclude:
             yield node, "excluded"
+        elif weight is not None and weight.is_graph_input() and weight.is_initializer():
+            yield node, "its weight is a default that callers may override; run freeze-defaults first"
         elif weight is None or tensor is None:
-            yield node, "its weight is computed, or callers may override it"
+            yield node, "it has no constant weight"
         else:
             layout = _layout(node, index, tuple(tensor.shape.numpy()), self.block)
             reason = self._refusal(node, index, tensor, layout)
@@ -192,7 +194,7 @@ class QuantizeWeights(Pass):
             return "MatMulNBits takes a matrix on the right only"
         if node.op_type == "Gemm":
             plain = node.attributes.get_float("alpha", 1.0) == node.attributes.get_float("beta", 1.0) == 1.0
-            if not plain or node.attributes.get_int("transA", 0):
+            if not plain or node.attributes.get_int("transA", 0) != 0:
                 return "MatMulNBits has no alpha, beta or transA"
         return None
 
@@ -216,7 +218,7 @@ def _layout(node: ir.Node, index: int, shape: tuple[int, ...], block: int) -> La
     if rank == 0:
         return None
     if node.op_type == "Gemm":
-        turned = bool(node.attributes.get_int("transB" if index else "transA", 0))
+        turned = node.attributes.get_int("transB" if index else "transA", 0) != 0
         axis = int(turned) if index else 1 - int(turned)
     else:
         axis = max(rank - 2, 0) if index else rank - 1

@@ -251,3 +251,24 @@ def test_on_the_command_line(pair, tmp_path, graphopt):
     assert done.code == 1
     assert "none.onnx" in done.error
     assert not (tmp_path / "o2.onnx").exists()
+
+
+def test_a_clamp_that_saturation_replaced_is_looked_behind(pair):
+    """Other tools give the name of the clamp to the layer before it."""
+    reference, model = pair()
+    for node in model.graph:
+        if node.outputs[0].name in ("a", "b"):
+            node.outputs[0].name = {"a": "r", "b": "s"}[node.outputs[0].name]
+    before = mean_error(reference, model)
+    assert CorrectBias(reference, {"x": X}, threads=1)(model).report == {"corrected": 4}
+    assert mean_error(reference, model).max() < 0.1 * before.max()
+
+
+def test_weights_of_another_shape_are_no_reference(pair, build):
+    reference, model = pair()
+    held = {name: value.const_value.numpy() for name, value in reference.graph.initializers.items()}
+    text = NETWORK.replace("float[8,4,3,3] w1", "float[8,4,5,5] w1").replace("pads=[1,1,1,1]", "pads=[2,2,2,2]")
+    other = build(text, **{**held, "w1": (8, 4, 5, 5)})
+    result = CorrectBias(other, {"x": X}, threads=1)(model)
+    assert result.report == {"corrected": 3}
+    assert ["shape" in reason for _, reason in result.skipped] == [True]

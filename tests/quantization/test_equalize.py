@@ -439,6 +439,17 @@ def test_a_quantized_model_gains_what_uneven_channels_cost(build, sample, quanti
         assert after > before + 10
 
 
+def test_one_channel_among_equal_ones(build, sample):
+    """The channels that are even already count for the mean, too."""
+    rows, columns = np.ones((4, 3, 3, 3), np.float32), np.ones((5, 4, 1, 1), np.float32)
+    rows[2] *= 256
+    columns[:, 2] /= 256
+    model = between(build, "y = Relu(x)", w1=rows, b1=np.zeros(4, np.float32), w2=columns)
+    assert check(model, sample(image_in=[2, 3, 8, 8], gate=[2, 4, 1, 1])).report["channels"] == 4
+    levels = np.abs(model.graph.initializers["w1"].const_value.numpy()).max(axis=(1, 2, 3))
+    assert len(set(levels)) == 1
+
+
 def test_stale_ranges_go(build, sample):
     from graphopt.passes.quantization import _ranges
 

@@ -359,7 +359,74 @@ def test_bodies_are_quantized(build):
     assert compare.sqnr(x, done["y"]) > 30
 
 
-def test_reasons(net, parse):
+def test_constants_in_bodies_become_initializers_there(build):
+    model = build(
+        """
+        g (float[2,8] x, bool flag) => (float[2,4] y) {
+          y = If (flag) <
+            then_branch = t () => (float[2,4] p) {
+              c = Constant <value = float[8,4] {1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,1,2,3,4,5,6,7,8,9,1,1,1,1,1,1,1}> ()
+              p = MatMul(x, c) },
+            else_branch = e () => (float[2,4] q) { c = Constant <value_float=1.0> () q = Expand(c, s) }>
+        }
+        """.replace("(float[2,8] x, bool flag)", "(float[2,8] x, bool flag, int64[2] s)"),
+        s=np.array([2, 4]),
+    )
+    x = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
+    for form in ("dequantize", "fold"):
+        copy = model.clone()
+        reference = runtime.open_session(copy, CPU).run({"x": x, "flag": np.array(True)})["y"]
+        result = QuantizeWeights(weights="int8", block=0, form=form, min_size=0)(copy)
+        assert result.report["quantized"] == {"MatMul": 1}
+        got = runtime.open_session(copy, CPU).run({"x": x, "flag": np.array(True)})["y"]
+        assert compare.sqnr(reference, got) > 35
+
+
+def test_one_weight_used_outside_and_in_a_body(build):
+    text = """
+        g (float[2,64] x, bool flag, float[64,64] w) => (float[2,64] y) {
+          z = MatMul(x, w)
+          y = If (flag) <then_branch = t () => (float[2,64] p) { p = MatMul(z, w) },
+                         else_branch = e () => (float[2,64] q) { q = Neg(z) }>
+        }
+        """
+    feeds = {"x": np.random.default_rng(0).normal(size=(2, 64)).astype(np.float32), "flag": np.array(True)}
+    for form in ("dequantize", "fold", "matmulnbits"):
+        model = build(text, w=np.eye(64, dtype=np.float32))
+        result = QuantizeWeights(form=form, min_size=0)(model)
+        assert result.report["quantized"] == {"MatMul": 2}
+        assert sum(value.dtype == ir.DataType.FLOAT for value in model.graph.initializers.values()) == 1  # the scales
+        assert compare.sqnr(feeds["x"], runtime.open_session(model, CPU).run(feeds)["y"]) > 30
+
+
+def test_per_channel_int8_needs_no_new_opset(net):
+    for fields in ({"weights": "int8", "block": 0}, {"weights": "int8", "form": "fold"}, {"form": "matmulnbits"}):
+        model = net(opset=17)
+        reference = run(model)
+        QuantizeWeights(min_size=0, **fields)(model)
+        assert model.opset_imports[""] == 17
+        assert compare.sqnr(reference, run(model)) > 20
+
+
+def test_onnxruntime_multiplies_packed_weights_of_the_standard_form(net):
+    model = net()
+    QuantizeWeights(min_size=0)(model)
+    assert [node.op_type for node in model.graph] == ["DequantizeLinear", "MatMul"]
+    optimized = runtime.find(CPU).optimized(model, CPU)
+    assert [node.op_type for node in optimized.graph] == ["MatMulNBits"]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("weights", ["int4", "uint8", "ternary", "float8"])
+def test_onnxruntime_folds_the_form_for_it(net, dtype, weights):
+    model = net(dtype)
+    QuantizeWeights(min_size=0, weights=weights, form="fold")(model)
+    optimized = runtime.find(CPU).optimized(model, CPU)
+    assert {node.op_type for node in optimized.graph} <= {"MatMul", "Cast"}
+    assert [node.op_type for node in optimized.graph].count("Cast") == (2 if dtype == np.float16 else 0)
+
+
+def test_reasons(net, build, parse):
     model = net()
     assert QuantizeWeights()(net()).modified is True
     assert QuantizeWeights(exclude=("product",))(model).skipped == [("product", "excluded")]
@@ -367,9 +434,53 @@ def test_reasons(net, parse):
     two = parse(
         '<ir_version: 8, opset_import: ["": 21]> g (float[4,4] a, float[4,4] b) => (float[4,4] y) { y = MatMul(a, b) }'
     )
-    assert "computed" in QuantizeWeights()(two).skipped[0][1]
+    assert "no constant weight" in QuantizeWeights()(two).skipped[0][1]
     with pytest.raises(UsageError, match="did you mean 'product'"):
         QuantizeWeights(exclude=("prodct",))(model)
+    with pytest.raises(UsageError, match="did you mean 'MatMul'"):
+        QuantizeWeights(ops=("Matmul",))(model)
+
+
+@pytest.mark.parametrize(
+    ("text", "fields", "reason"),
+    [
+        ("{ [n] y = MatMul(x, w) z = Neg(w) }", {}, "also used by Neg of 'z' (Neg), in floats"),
+        ("{ [n] y = MatMul(x, w) z = Gemm(x, w) }", {"ops": ("MatMul",)}, "also used by Gemm of 'z' (Gemm), in floats"),
+        ("{ [n] y = MatMul(x, w) [m] z = MatMul(x, w) }", {"exclude": ("m",)}, "also used by m (MatMul), in floats"),
+        ("{ [n] y = Gemm<alpha=2.0>(x, w) z = Neg(x) }", {"form": "matmulnbits"}, "no alpha"),
+        ("{ [n] y = MatMul(w, x) z = Neg(x) }", {"form": "matmulnbits"}, "on the right only"),
+        ("{ [n] y = Gather<axis=1>(w, i) z = Neg(x) }", {"ops": ("Gather",)}, "an axis that is not handled"),
+        ("{ [n] y = MatMul(x, w) z = Neg(x) }", {"weights": "int8", "block": 1}, "would not get smaller"),
+        ("{ [n] y = MatMul(x, w) z = Neg(x) }", {"min_size": 65}, "64 elements only"),
+    ],
+)
+def test_why_weights_stay(build, text, fields, reason):
+    model = build(f"g (float[8,8] x, int64[2] i, float[8,8] w) => (float[8,A] y, float[8,8] z) {text}", w=(8, 8))
+    result = QuantizeWeights(**{"min_size": 0, **fields})(model)
+    assert not result.modified
+    assert [why for node, why in result.skipped if node == "n" and reason in why], result.skipped
+
+
+def test_weights_that_callers_may_override_stay(parse):
+    model = parse(
+        """
+        <ir_version: 8, opset_import: ["": 21]>
+        g (float[2,2] x, float[2,2] w = {1, 2, 3, 4}) => (float[2,2] y) { [n] y = MatMul(x, w) }
+        """
+    )
+    assert "callers may override" in dict(QuantizeWeights(min_size=0)(model).skipped)["n"]
+
+
+def test_functions_stay(parse):
+    model = parse(
+        """
+        <ir_version: 8, opset_import: ["": 21, "own": 1]>
+        g (float[2,2] x) => (float[2,2] y) { y = own.f(x) }
+        <domain: "own", opset_import: ["": 21]>
+        f (x) => (y) { c = Constant <value = float[2,2] {1, 2, 3, 4}> () [n] y = MatMul(x, c) }
+        """
+    )
+    assert "belongs to a function" in dict(QuantizeWeights(min_size=0)(model).skipped)["n"]
 
 
 @pytest.mark.parametrize(
