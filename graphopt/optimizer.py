@@ -231,7 +231,9 @@ def _for_target(pass_: Pass, place: Target, *, portable: bool) -> Pass:
 def _portability(steps: list[Step]) -> list[str]:
     """Return what the passes that were kept say of other processors; without any, there are no integers to differ."""
     found = [step.report["portable"] for step in steps if step.status == "kept" and "portable" in step.report]
-    return [f"portable: {line}" for line in found] or ["portable: nothing was quantized, so there is nothing to saturate"]
+    return [f"portable: {line}" for line in found] or [
+        "portable: nothing was quantized, so there is nothing to saturate"
+    ]
 
 
 def _advice(calibration: Data | None, exam: Exam | None, labelled: bool) -> list[str]:

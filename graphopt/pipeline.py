@@ -414,6 +414,13 @@ def duplicate(model: ir.Model) -> ir.Model:
     return made
 
 
+def become(model: ir.Model, made: ir.Model) -> None:
+    """Give a model what a changed copy of it holds."""
+    model.graph, model.ir_version = made.graph, made.ir_version
+    model.functions.clear()
+    model.functions.update(made.functions)
+
+
 def measure(model: ir.Model) -> tuple[int, int]:
     """Return a model's number of nodes (subgraphs and functions included) and its size in bytes."""
     nodes = sum(1 for _ in io.nodes(model))

@@ -126,7 +126,7 @@ def _yields_float(unit: Unit, read: set[ir.Value]) -> bool:
 def _conversion_us(value: ir.Value) -> float:
     """Return the microseconds that a change between float and integers takes, as the plan reckons them."""
     sizes = [dim for dim in value.shape or () if isinstance(dim, int)]
-    return _plan._CALL_US + _plan._ELEMENT_US * (math.prod(sizes) or 1)
+    return _plan.CALL_US + _plan.ELEMENT_US * (math.prod(sizes) or 1)
 
 
 def _activation(value: ir.Value) -> Source:

@@ -34,8 +34,8 @@ _ISLAND = "it sits among float nodes; integers would only add conversions"
 Times = tuple[float, float]
 """Microseconds that a node takes in floats and in integers."""
 
-_CALL_US = 4.0
-_ELEMENT_US = 5e-4
+CALL_US = 4.0
+ELEMENT_US = 5e-4
 """What a change between float and integers takes: calls, and a time for each element, with the change of layout that
 ONNX Runtime makes along with it, as measured on two cores with AVX-512. What rests on them is measured before it is taken."""
 
@@ -177,7 +177,7 @@ def _settle(units: Sequence[Unit], reasons: dict[Unit, str], times: Mapping[str,
     for value, users in readers.items():
         size: float = sizes[value] or largest
         if times is not None:
-            size = _CALL_US + _ELEMENT_US * size
+            size = CALL_US + ELEMENT_US * size
         source = maker.get(value)
         made: Hashable = source or _FLOAT
         quantize, dequantize = (value, "Q"), (value, "DQ")

@@ -10,6 +10,9 @@ import onnx_ir as ir
 
 from graphopt.passes.quantization._graphs import attribute, constant, input_of
 
+INTEGER = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "MatMulNBits", "ConvInteger")
+"""Operators by which a quantized model shows."""
+
 _LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 

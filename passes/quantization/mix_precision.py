@@ -14,7 +14,6 @@ as the cost of a mixed precision: Dong et al. 2020 (HAWQ-V2, arXiv:1911.03852). 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -23,9 +22,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt import metrics, runtime, target
-from graphopt.data import Data, batch_size, fitted_batches, open_data
+from graphopt.data import Data, fitted_batches, open_data
 from graphopt.fidelity import Fidelity
-from graphopt.latency import Latency, compare_latency
+from graphopt.latency import Latency
 from graphopt.passbase import LOSSY, Pass, PreconditionError, Result, param
 from graphopt.passes.quantization import _ranges
 from graphopt.passes.quantization._graphs import infer_types
@@ -34,28 +33,18 @@ from graphopt.passes.quantization._mix_plan import Planner
 from graphopt.passes.quantization._mix_retreat import Retreat
 from graphopt.passes.quantization._mix_search import Move
 from graphopt.passes.quantization._mix_trial import Trial, Tried
+from graphopt.passes.quantization._quantized import INTEGER
+from graphopt.passes.quantization._race import Race, pays, speed
+from graphopt.pipeline import become
 from graphopt.sensitivity import layers, noise, preparing
 from graphopt.sensitivity.scoring import Referee
 from graphopt.sensitivity.sources import Source, Sources
 from graphopt.sensitivity.times import node_times
-from graphopt.target import Target
 
-_QUANTIZED = (
-    "QuantizeLinear",
-    "DequantizeLinear",
-    "DynamicQuantizeLinear",
-    "MatMulInteger",
-    "MatMulNBits",
-    "ConvInteger",
-)
 _HELD = 256
 """Samples to verify on at most."""
 _BATCH = 32
 """Samples per run. A batch is used for the one or the other."""
-_TIE = 0.97
-"""An interval of the speed-up that contains 1 and starts no lower than this counts as no slower."""
-_LONGER = 3
-"""How much longer to measure where an interval leaves it open whether the result is slower."""
 _STRICTER = (10.0, 20.0)
 """By how many dB more to ask for, where the result is rolled back."""
 _TOLD = 3
@@ -104,7 +93,7 @@ class MixPrecision(Pass):
         """Refuse to run without data, on what is quantized already, and for targets without integer kernels."""
         if isinstance(self.data, str) and not self.data:
             raise PreconditionError("no data; name some with data=FILE.npz, a few hundred typical inputs")
-        done = next((node for node in model.graph.all_nodes() if node.op_type in _QUANTIZED), None)
+        done = next((node for node in model.graph.all_nodes() if node.op_type in INTEGER), None)
         if done is not None:
             raise PreconditionError(f"the model is quantized already: it has {done.op_type}")
         place = target.find(self.target or "cpu")
@@ -131,7 +120,7 @@ class MixPrecision(Pass):
         each = noise.Meter(sources, Fidelity(reference, data, ports, samples=min(self.ranking, seen)), place).each()
         times = node_times(named, whole.model, data, place, seconds=self.seconds / 5)
         recorded, outputs = _ranges.read(named, self.observer), held.sqnr(reference)
-        race = _Race(model, place, data, ports, self.seconds)
+        race = Race(model, place, data, self.seconds)
         found: list[_Candidate] = []
         for by_time in (True, False):  # what nodes take alone does not tell all of what they take together
             planner = Planner(named, recorded, ANCHORS, times, sources, by_time=by_time)
@@ -149,7 +138,7 @@ class MixPrecision(Pass):
         best = max(found, key=lambda candidate: candidate.latency.speedup)
         if not best.pays:
             raise PreconditionError(f"quantization does not pay: {best}, {whole} when everything is quantized")
-        _become(model, best.tried.model)
+        become(model, best.tried.model)
         rows = _explained(named, best.tried.rows, best.reasons)
         report = {
             "sqnr": round(best.tried.sqnr, 2),
@@ -216,32 +205,10 @@ class _Candidate:
 
     @property
     def pays(self) -> bool:
-        return self.latency.ci95[0] >= _TIE and self.latency.ci95[1] >= 1
+        return pays(self.latency)
 
     def __str__(self) -> str:
-        low, high = self.latency.ci95
-        return f"{self.tried} at {self.latency.speedup:.2f}x the speed ({low:.2f} to {high:.2f})"
-
-
-class _Race:
-    """Times models against the float model."""
-
-    def __init__(
-        self, model: ir.Model, place: Target, data: Data, ports: tuple[runtime.Port, ...], seconds: float
-    ) -> None:
-        self._model, self._place, self._seconds = model, place, seconds
-        self._batch = batch_size(ports, 1)
-        self._feeds = next(data.batches(self._batch, self._batch))[0]
-
-    def against_float(self, made: ir.Model) -> Latency:
-        """Time a model until it is known whether it is slower, or a first attempt and a longer one are over."""
-        latency = self._compare(made)
-        is_open = latency.ci95[0] < _TIE and latency.ci95[1] >= 1
-        return self._compare(made, _LONGER) if is_open else latency
-
-    def _compare(self, made: ir.Model, times: float = 1) -> Latency:
-        one, two = (functools.partial(runtime.open_session, model, self._place) for model in (self._model, made))
-        return compare_latency(one, two, self._feeds, self._batch, seconds=self._seconds * times)
+        return f"{self.tried} at {speed(self.latency)}"
 
 
 def _explained(model: ir.Model, rows: list[tuple[str, str]], reasons: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -253,10 +220,3 @@ def _explained(model: ir.Model, rows: list[tuple[str, str]], reasons: Mapping[st
         if told and node.name and node.op_type in CLAMPS:
             known.setdefault(node.name, told[0])
     return [(name, known.get(name, reason) if reason == "excluded" else reason) for name, reason in rows]
-
-
-def _become(model: ir.Model, made: ir.Model) -> None:
-    """Give a model what a changed copy of it holds."""
-    model.graph, model.ir_version = made.graph, made.ir_version
-    model.functions.clear()
-    model.functions.update(made.functions)

@@ -11,7 +11,6 @@ model, the model stays as it is, and the reason says what was measured.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,36 +20,27 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt import runtime, saturation, spec, target
-from graphopt.data import Data, batch_size, open_data
+from graphopt.data import Data, open_data
 from graphopt.fidelity import Fidelity
-from graphopt.latency import Latency, compare_latency
+from graphopt.latency import Latency
 from graphopt.passbase import LOSSY, Pass, PreconditionError, Result, param
 from graphopt.passes.quantization._kernels import ANCHORS
-from graphopt.pipeline import duplicate
+from graphopt.passes.quantization._quantized import INTEGER
+from graphopt.passes.quantization._race import Race, pays, speed
+from graphopt.pipeline import become, duplicate
 from graphopt.runtime import ExecutionError
 
-QUANTIZED = (
-    "QuantizeLinear",
-    "DequantizeLinear",
-    "DynamicQuantizeLinear",
-    "MatMulInteger",
-    "MatMulNBits",
-    "ConvInteger",
-)
-OBSERVERS = ("mse", "moving-average", "min-max", "percentile", "entropy")
-"""Kinds of ranges to try."""
+OBSERVERS = ("mse", "moving-average", "min-max")
+"""Kinds of ranges to try: those that came out best on real networks."""
 _RECOVERY: dict[str, tuple[dict[str, Any], ...]] = {
     "int8": ({"pass": "correct-bias"},),
     "int4": ({"pass": "round-weights", "method": "gptq"}, {"pass": "correct-bias"}),
 }
 """What makes up for errors of weights that are kept so; each step stays if the outputs come closer."""
 _FIDELITY_SAMPLES = 256
+_BATCH = 32
 _STRICTER = (30.0, 40.0)
 """What to ask for, dB, where the first result is rolled back."""
-_TIE = 0.97
-"""An interval of the speed-up that contains 1 and starts no lower than this counts as no slower."""
-_LONGER = 3
-"""How much longer to measure where an interval leaves it open whether the result is slower."""
 _SHARES = (0.125, 0.25, 0.5, 1.0)
 """Of the products by constant matrices, how many are tried with scales for every row."""
 _MATRICES = 0.5
@@ -105,7 +95,7 @@ class Quantize(Pass):
         """Refuse to run without data, on what is quantized already, and for targets without integer kernels."""
         if isinstance(self.data, str) and not self.data:
             raise PreconditionError("no calibration data; name some with data=FILE.npz, a few hundred typical inputs")
-        done = next((node for node in model.graph.all_nodes() if node.op_type in QUANTIZED), None)
+        done = next((node for node in model.graph.all_nodes() if node.op_type in INTEGER), None)
         if done is not None:
             raise PreconditionError(f"the model is quantized already: it has {done.op_type}")
         place = target.find(self.target or "cpu")
@@ -127,9 +117,9 @@ class Quantize(Pass):
                 rows.append(f"{candidate.how}: {candidate.sqnr:.1f} dB, under {self.min_sqnr:g} dB")
             else:
                 latency = trial.latency(candidate)
-                rows.append(f"{candidate.how}: {candidate.sqnr:.1f} dB, {_speed(latency)}")
+                rows.append(f"{candidate.how}: {candidate.sqnr:.1f} dB, {speed(latency)}")
                 faithful.append((candidate, latency))
-        paying = [(candidate, latency) for candidate, latency in faithful if _pays(latency)]
+        paying = [(candidate, latency) for candidate, latency in faithful if pays(latency)]
         if not paying:
             raise PreconditionError("; ".join(rows) or "there is nothing to quantize")
         best, latency = max(paying, key=lambda pair: pair[1].speedup)
@@ -142,7 +132,7 @@ class Quantize(Pass):
         if self.portable:
             best, report["portable"] = trial.portable(best)
             report["sqnr"] = round(best.sqnr, 2)
-        _become(model, best.model)
+        become(model, best.model)
         parts = [dataclasses.replace(self, min_sqnr=least) for least in _STRICTER if least > best.sqnr]
         return Result(model, True, report, best.rows, parts=parts)
 
@@ -157,9 +147,9 @@ class _Trial:
             node.name = node.name or node.outputs[0].name
         self._data, ports = open_data(asked.data), runtime.model_inputs(model)
         session = runtime.open_session(model, self._place)
-        self._fidelity = Fidelity(session, self._data, ports, samples=_FIDELITY_SAMPLES, skip=asked.samples)
-        self._batch = batch_size(ports, 1)
-        self._feeds = next(self._data.batches(self._batch, self._batch))[0]
+        size = min(_BATCH, asked.samples)  # a batch is either calibrated on or held out
+        self._fidelity = Fidelity(session, self._data, ports, samples=_FIDELITY_SAMPLES, skip=asked.samples, batch=size)
+        self._race = Race(self._model, self._place, self._data, asked.seconds)
         self._latencies: dict[int, Latency] = {}
 
     def candidates(self) -> Iterator[Candidate | str]:
@@ -170,11 +160,9 @@ class _Trial:
             yield from self._dynamic()
 
     def latency(self, candidate: Candidate) -> Latency:
-        """Time a candidate against the float model, longer where a first attempt leaves open whether it is slower."""
+        """Time a candidate against the float model."""
         if id(candidate) not in self._latencies:
-            latency = self._race(candidate.model)
-            is_open = latency.ci95[0] < _TIE and latency.ci95[1] >= 1
-            self._latencies[id(candidate)] = self._race(candidate.model, _LONGER) if is_open else latency
+            self._latencies[id(candidate)] = self._race.against_float(candidate.model)
         return self._latencies[id(candidate)]
 
     def portable(self, candidate: Candidate) -> tuple[Candidate, str]:
@@ -199,7 +187,7 @@ class _Trial:
                 best, calibrated = dataclasses.replace(other, how=f"{other.how}, equalized"), equalized
         best = self._recovered(best)
         yield best
-        if best.sqnr < self._asked.min_sqnr or not _pays(self.latency(best)):
+        if best.sqnr < self._asked.min_sqnr or not pays(self.latency(best)):
             yield self._mixed(calibrated, observer)
 
     def _mixed(self, calibrated: ir.Model, observer: str) -> Candidate | str:
@@ -308,26 +296,7 @@ class _Trial:
         except ExecutionError:
             return float("nan")
 
-    def _race(self, made: ir.Model, times: float = 1) -> Latency:
-        one, two = (functools.partial(runtime.open_session, model, self._place) for model in (self._model, made))
-        return compare_latency(one, two, self._feeds, self._batch, seconds=self._asked.seconds * times)
-
     def _run(self, name: str, model: ir.Model, **fields: Any) -> Result:
         result = spec.build(name, fields)(model)
         assert isinstance(result, Result)
         return result
-
-
-def _pays(latency: Latency) -> bool:
-    return latency.ci95[0] >= _TIE and latency.ci95[1] >= 1
-
-
-def _speed(latency: Latency) -> str:
-    return f"{latency.speedup:.2f}x the speed ({latency.ci95[0]:.2f} to {latency.ci95[1]:.2f})"
-
-
-def _become(model: ir.Model, made: ir.Model) -> None:
-    """Give a model what a changed copy of it holds."""
-    model.graph, model.ir_version = made.graph, made.ir_version
-    model.functions.clear()
-    model.functions.update(made.functions)

@@ -275,7 +275,10 @@ ARITHMETIC = {
     "LeakyRelu": ("m = LeakyRelu<alpha=0.1>(a)", "QLinearLeakyRelu"),
     "Sigmoid": ("m = Sigmoid(a)", "QLinearSigmoid"),
     "Softmax": ("m = Softmax<axis=-1>(a)", "QLinearSoftmax"),
-    "Where": ("total = ReduceSum<keepdims=1>(x) flag = Cast<to=9>(total) s = Sigmoid(a) m = Where(flag, a, s)", "QLinearWhere"),
+    "Where": (
+        "total = ReduceSum<keepdims=1>(x) flag = Cast<to=9>(total) s = Sigmoid(a) m = Where(flag, a, s)",
+        "QLinearWhere",
+    ),
     "SiLU": ("s = Sigmoid(a) m = Mul(a, s)", "QLinearMul"),
     "HardSigmoid": ("m = HardSigmoid<alpha=0.3, beta=0.4>(a)", "QLinearAdd"),
     "HardSwish": ("m = HardSwish(a)", "QLinearMul"),
