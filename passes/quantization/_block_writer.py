@@ -170,7 +170,7 @@ class Dequantize(Writer):
         value = self._cast(numbers, site.tensor.dtype, node)  # DequantizeLinear might take the scale for one of many
         if zeros:
             centred = self.node(
-                "Sub", [value, self._cast(*zeros, site.tensor.dtype, node)], f"{site.weight.name}_centred"
+                "Sub", [value, self._cast(zeros[0], site.tensor.dtype, node)], f"{site.weight.name}_centred"
             )
             _insert(centred, node)
             value = centred.outputs[0]
