@@ -5,6 +5,7 @@ scales to the product of queries and keys, on through the product with the value
 the heads. What is put in its place, best first:
 
     Attention            projects, too: queries, keys and values are products of one input with constant matrices
+    QAttention           the same, of integers (`_quantized_attention`)
     GroupQueryAttention  several heads of queries share a head of keys and values, which were repeated for them
     MultiHeadAttention   anything else; keys and values in heads (a cache, for example) are taken as they are
 
@@ -22,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt import graphs
-from graphopt.passes.fusion import _heads, _mask, _places, _sizes
+from graphopt.passes.fusion import _heads, _mask, _places, _quantized_attention, _sizes
 from graphopt.passes.fusion._heads import Heads
 from graphopt.passes.fusion._mask import Term
 from graphopt.passes.fusion._site import MICROSOFT, Dims, Site, same
@@ -309,7 +310,11 @@ def _rewrite(site: Site, core: _Core) -> None:
     user = site.only_user(rows)
     if user is not None and graphs.is_op(user, "Reshape") and same(site.dims(user.outputs[0]), flat):
         anchor, joined = user, user.outputs[0]
-    made = _attention(site, anchor, core, flat) or _grouped(site, anchor, core, flat)
+    parts = (core.queries, core.keys, core.values)
+    made = _attention(site, anchor, core, flat) or _quantized_attention.make(
+        site, anchor, parts, core.scale, core.terms, flat
+    )
+    made = made or _grouped(site, anchor, core, flat)
     made = fused = made or _multi_head(site, anchor, core, flat)
     if core.guarded and _mask.may_hide_all(site, core.terms):
         test = site.add(anchor, "IsNaN", [made], dims=flat, dtype=ir.DataType.BOOL)

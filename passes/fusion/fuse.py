@@ -5,11 +5,11 @@ which it finds some by itself when a session loads. Attention it finds only in t
 finds it by what is computed (see the modules of this folder, one for each kind):
 
     rotary         RotaryEmbedding
-    attention      Attention (which packs the matrices of queries, keys and values), GroupQueryAttention,
-                   MultiHeadAttention (with or without a cache)
+    quantized      DynamicQuantizeMatMul, MatMulIntegerToFloat
+    attention      Attention (which packs the matrices of queries, keys and values; QAttention, where these are integers),
+                   GroupQueryAttention, MultiHeadAttention (with or without a cache)
     normalization  SkipLayerNormalization, SkipSimplifiedLayerNormalization, LayerNormalization, RMSNormalization
     gelu           Gelu, BiasGelu, FastGelu, QuickGelu
-    quantized      DynamicQuantizeMatMul, MatMulIntegerToFloat
     convolution    FusedConv
     matmul         FusedMatMul
 
@@ -36,14 +36,15 @@ _OPSET = 11
 
 _KINDS: dict[str, Callable[[Site], None]] = {
     "rotary": _rotary.fuse,
+    "quantized": _quantized.fuse,
     "attention": _attention.fuse,
     "normalization": _normalization.fuse,
     "gelu": _gelu.fuse,
-    "quantized": _quantized.fuse,
     "convolution": _convolution.fuse,
     "matmul": _matmul.fuse,
 }
-"""In the order in which they run: attention looks for Transpose and scale, which products would take in."""
+"""In the order in which they run: attention looks for fused products of integers, and for Transpose and scale, which float
+products would take in; a bias belongs to the product before it rather than to a sum or Gelu."""
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,18 @@ class Layout:
     """How a weight is cut into blocks that share a scale.
 
     Attributes:
-        shape: of the weight.
+        shape: of the weight as it is stored.
         axis: along which blocks lie: one that is summed over.
         block: elements along it that share a scale; 0 for all of them.
         channel: the axis that has one scale for each of its elements, in place of blocks; None for blocks.
+        transposed: whether it is stored transposed.
     """
 
     shape: tuple[int, ...]
     axis: int
     block: int
     channel: int | None
+    transposed: bool = False
 
     @property
     def columns(self) -> int:
@@ -60,8 +62,16 @@ class Layout:
             return {}
         return {"axis": self.axis, "block_size": self.size}
 
+    @property
+    def turned(self) -> Layout:
+        """The layout of a matrix if it is stored transposed."""
+        channel = None if self.channel is None else 1 - self.channel
+        return Layout(self.shape[::-1], 1 - self.axis, self.block, channel, not self.transposed)
+
     def matrix(self, weight: np.ndarray) -> np.ndarray:
         """Return a weight as [rows, columns]."""
+        if self.transposed:
+            weight = weight.T
         if self.channel is not None:
             return np.moveaxis(weight, self.channel, -1).reshape(-1, self.columns)
         return np.moveaxis(weight, self.axis, 0).reshape(self.rows, -1)

@@ -125,6 +125,8 @@ class Dequantize(Writer):
         the integers in the wrong graph and refuse the model; only for nodes in several graphs, it is around them all.
         """
         home = self._homes[store]
+        if store.layout.transposed:
+            site.node.attributes.pop("transB")
         inputs = self.initializers(home, site, store)
         if site.node.op_type == "Gather":
             self._gather(site, store, inputs)

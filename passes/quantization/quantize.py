@@ -1,7 +1,7 @@
 """Quantize a model in the way that serves it best, by measurement
 
 Ways to quantize are tried on the target. Static ones (calibrate, quantize-static): the ranges that keep the outputs best
-are taken, channels equalized where that helps, errors made up for without labels (round-weights, correct-bias); where
+are taken, channels equalized where that helps, errors made up for without labels (round-weights); where
 layers are too fragile or slower in integers than in float, mix-precision decides which stay in float. Dynamic ones
 (smooth, quantize-dynamic), for matrix products. Outputs are compared with those of the float model on samples, speed with
 the float model's. What comes out is the fastest result that keeps `min_sqnr`; where none is at least as fast as the float
@@ -32,11 +32,8 @@ from graphopt.runtime import ExecutionError
 
 OBSERVERS = ("mse", "moving-average", "min-max")
 """Kinds of ranges to try: those that came out best on real networks."""
-_RECOVERY: dict[str, tuple[dict[str, Any], ...]] = {
-    "int8": ({"pass": "correct-bias"},),
-    "int4": ({"pass": "round-weights", "method": "gptq"}, {"pass": "correct-bias"}),
-}
-"""What makes up for errors of weights that are kept so; each step stays if the outputs come closer."""
+_RECOVERABLE = 6.0
+"""dB that making up for errors may bring; what is further below the budget is not worth the time."""
 _FIDELITY_SAMPLES = 256
 _BATCH = 32
 _STRICTER = (30.0, 40.0)
@@ -262,24 +259,16 @@ class _Trial:
         )
 
     def _recovered(self, candidate: Candidate) -> Candidate:
-        """Return a candidate whose errors were made up for, as far as that brings its outputs closer."""
-        for step in _RECOVERY[self._asked.weights]:
-            fields = {key: value for key, value in step.items() if key != "pass"}
-            made = duplicate(candidate.model)
-            self._run(
-                step["pass"],
-                made,
-                reference=candidate.reference,
-                data=self._data,
-                samples=self._asked.samples,
-                **fields,
-            )
-            sqnr = self._sqnr(made)
-            if sqnr > candidate.sqnr:
-                candidate = dataclasses.replace(
-                    candidate, how=f"{candidate.how}, {step['pass']}", model=made, sqnr=sqnr
-                )
-        return candidate
+        """Return a candidate whose weights were rounded anew to make up for errors, if that brings its outputs closer."""
+        if candidate.sqnr < self._asked.min_sqnr - _RECOVERABLE:
+            return candidate
+        made = duplicate(candidate.model)
+        fields = {"reference": candidate.reference, "data": self._data, "samples": self._asked.samples}
+        self._run("round-weights", made, **fields)
+        sqnr = self._sqnr(made)
+        if sqnr <= candidate.sqnr:
+            return candidate
+        return dataclasses.replace(candidate, how=f"{candidate.how}, rounded by outputs", model=made, sqnr=sqnr)
 
     def _is_of_matrices(self) -> bool:
         """Tell whether most weights are those of matrix products."""

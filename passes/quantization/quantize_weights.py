@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Literal
 
 import onnx_ir as ir
@@ -133,13 +133,19 @@ class QuantizeWeights(Pass):
         ]
         chosen = {(row.node, row.index) for _, row in rows if isinstance(row, Site)}
         made: dict[tuple[ir.Value, Layout, str], Store | str] = {}
-        skipped, stores = [], {}
+        skipped: list[tuple[str, str]] = []
+        stores: dict[Site, Store] = {}
         for node, row in rows:
             found = row if isinstance(row, str) else _other_use(row.weight, chosen) or self._store(row, made)
             if isinstance(row, Site) and isinstance(found, Store):
                 stores[row] = found
             else:
                 skipped.append((graphs.label(node), str(found)))
+        for weight, sites in _by_weight(stores).items():
+            if sum(store.nbytes for store in {stores[site] for site in sites}) >= sites[0].tensor.nbytes:
+                reason = f"'{weight.name}' is needed in several layouts, which together would not be smaller"
+                skipped += [(graphs.label(site.node), reason) for site in sites]
+                stores = {site: store for site, store in stores.items() if site not in sites}
         return skipped, stores
 
     def _row(self, node: ir.Node) -> Iterator[tuple[ir.Node, Site | str]]:
@@ -157,6 +163,13 @@ class QuantizeWeights(Pass):
             yield node, "it has no constant weight"
         else:
             layout = _layout(node, index, tuple(tensor.shape.numpy()), self.block)
+            if (
+                layout is not None
+                and self.form == "dequantize"
+                and node.op_type == "Gemm"
+                and layout.axis == index == 1
+            ):
+                layout = layout.turned  # ONNX Runtime makes MatMulNBits of Gemm without transB only
             reason = self._refusal(node, index, tensor, layout)
             yield node, Site(node, index, weight, layout) if layout is not None and reason is None else str(reason)
 
@@ -223,6 +236,13 @@ def _layout(node: ir.Node, index: int, shape: tuple[int, ...], block: int) -> La
     else:
         axis = max(rank - 2, 0) if index else rank - 1
     return Layout(shape, axis, block, None if block or rank != 2 else 1 - axis)
+
+
+def _by_weight(sites: Iterable[Site]) -> dict[ir.Value, list[Site]]:
+    found: dict[ir.Value, list[Site]] = {}
+    for site in sites:
+        found.setdefault(site.weight, []).append(site)
+    return found
 
 
 def _other_use(weight: ir.Value, chosen: Set[tuple[ir.Node, int]]) -> str | None:

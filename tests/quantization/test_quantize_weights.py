@@ -399,6 +399,29 @@ def test_one_weight_used_outside_and_in_a_body(build):
         assert compare.sqnr(feeds["x"], runtime.open_session(model, CPU).run(feeds)["y"]) > 30
 
 
+@pytest.mark.parametrize(("weights", "smaller"), [("int4", True), ("int8", False)])
+def test_a_weight_in_two_layouts(build, weights, smaller):
+    """A table of half-precision embeddings that is looked up, and multiplied by at the end."""
+    text = """
+        g (int64[M] x, float16[40,64] w) => (float16[M,40] y) {
+          a = Gather(w, x)
+          [head] y = Gemm<transB=1>(a, w)
+        }
+        """
+    weight = np.random.default_rng(0).normal(size=(40, 64)).astype(np.float16)
+    model, x = build(text, w=weight), {"x": np.array([3, 39, 0])}
+    reference = runtime.open_session(model, CPU).run(x)["y"]
+    result = QuantizeWeights(weights=weights, min_size=0, ops=("Gemm", "Gather"))(model)
+    assert result.modified is smaller
+    if smaller:
+        assert compare.sqnr(reference, runtime.open_session(model, CPU).run(x)["y"]) > 15
+    else:
+        assert "several layouts" in dict(result.skipped)["head"]
+    shared = build(text, w=weight)
+    QuantizeWeights(weights=weights, min_size=0, form="fold", ops=("Gemm", "Gather"))(shared)
+    assert [value.dtype for value in shared.graph.initializers.values()].count(ir.DataType[weights.upper()]) == 1
+
+
 def test_per_channel_int8_needs_no_new_opset(net):
     for fields in ({"weights": "int8", "block": 0}, {"weights": "int8", "form": "fold"}, {"form": "matmulnbits"}):
         model = net(opset=17)
@@ -408,10 +431,13 @@ def test_per_channel_int8_needs_no_new_opset(net):
         assert compare.sqnr(reference, run(model)) > 20
 
 
-def test_onnxruntime_multiplies_packed_weights_of_the_standard_form(net):
-    model = net()
-    QuantizeWeights(min_size=0)(model)
-    assert [node.op_type for node in model.graph] == ["DequantizeLinear", "MatMul"]
+@pytest.mark.parametrize("gemm", [False, True])
+@pytest.mark.parametrize("weights", ["int4", "uint8"])
+@pytest.mark.parametrize("block", [0, 32])
+def test_onnxruntime_multiplies_packed_weights_of_the_standard_form(net, gemm, weights, block):
+    model = net(gemm=gemm)
+    QuantizeWeights(min_size=0, weights=weights, block=block)(model)
+    assert [node.op_type for node in model.graph] == ["DequantizeLinear", "Gemm" if gemm else "MatMul"]
     optimized = runtime.find(CPU).optimized(model, CPU)
     assert [node.op_type for node in optimized.graph] == ["MatMulNBits"]
 
