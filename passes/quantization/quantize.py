@@ -32,8 +32,8 @@ from graphopt.runtime import ExecutionError
 
 OBSERVERS = ("mse", "moving-average", "min-max")
 """Kinds of ranges to try: those that came out best on real networks."""
-_RECOVERABLE = 6.0
-"""dB that making up for errors may bring; what is further below the budget is not worth the time."""
+_RECOVERABLE, _ENOUGH = -6.0, 12.0
+"""dB around the budget between which it is worth the time to make up for errors."""
 _FIDELITY_SAMPLES = 256
 _BATCH = 32
 _STRICTER = (30.0, 40.0)
@@ -260,7 +260,7 @@ class _Trial:
 
     def _recovered(self, candidate: Candidate) -> Candidate:
         """Return a candidate whose weights were rounded anew to make up for errors, if that brings its outputs closer."""
-        if candidate.sqnr < self._asked.min_sqnr - _RECOVERABLE:
+        if not _RECOVERABLE <= candidate.sqnr - self._asked.min_sqnr < _ENOUGH:
             return candidate
         made = duplicate(candidate.model)
         fields = {"reference": candidate.reference, "data": self._data, "samples": self._asked.samples}
