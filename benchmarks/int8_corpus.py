@@ -70,7 +70,9 @@ def sweep_one(path: str, shapes: dict[str, Any], min_sqnr: float, samples: int) 
     start = time.perf_counter()
     made = pipeline.duplicate(model)
     try:
-        result = spec.build("quantize", {"data": data, "min_sqnr": min_sqnr, "samples": samples // 2, "seconds": 0.7})(made)
+        result = spec.build("quantize", {"data": data, "min_sqnr": min_sqnr, "samples": samples // 2, "seconds": 0.7})(
+            made
+        )
     except PreconditionError as reason:
         cause = reason.__cause__
         if cause is not None and not isinstance(cause, UserError):
@@ -112,7 +114,7 @@ def child(path: Path, shapes: dict[str, Any], args: argparse.Namespace) -> dict[
         str(args.samples),
     ]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_LIMIT_SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=args.limit)
     except subprocess.TimeoutExpired:
         return {"file": path.name, "result": "timeout"}
     lines = done.stdout.splitlines()
@@ -132,11 +134,14 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--min-sqnr", type=float, default=20.0)
     parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--every", type=int, default=1, help="take one file out of so many")
+    parser.add_argument("--limit", type=int, default=_LIMIT_SECONDS, help="seconds for each file")
     args = parser.parse_args()
     known = args.folder.parent / "inputs.json"
     shapes = json.loads(known.read_text()) if known.exists() else {}
     rows = []
-    for file in sorted(f for f in args.folder.glob("*.onnx") if args.only in f.name):
+    files = sorted(f for f in args.folder.glob("*.onnx") if args.only in f.name)
+    for file in files[:: args.every]:
         row = child(file, shapes.get(file.stem, {}), args)
         rows.append(row)
         worst = min(row["sqnr"].values(), default=float("inf")) if "sqnr" in row else None
