@@ -20,6 +20,8 @@ from graphopt.passes.quantization._equalize_channels import Layer
 from graphopt.target import Target
 
 _ALPHAS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+_SHARES = (0.95, 0.99, 0.999)
+"""Of the channels of an activation, how many are as they should be; the rest is brought down to them."""
 _ROWS = 256
 _BETTER = 0.98
 """An error must fall below this part of what it is for factors to change."""
@@ -88,7 +90,10 @@ def search(
     changed = True
     while changed:  # ends, as errors fall by a part each time
         changed = False
-        for proposal in [balance.solve(Emphasis(0, 1 - a, a), exponents) for a in _ALPHAS]:
+        proposals = [balance.solve(Emphasis(0, 1 - a, a), exponents) for a in _ALPHAS]
+        groups_of_all = list(dict.fromkeys(group for groups in families.values() for group in groups))
+        proposals += [_lowered(groups_of_all, exponents, share) for share in _SHARES]
+        for proposal in proposals:
             for family, groups in families.items():
                 trial = np.where(balance.families == family, proposal, exponents)
                 if (trial == exponents).all():
@@ -97,6 +102,20 @@ def search(
                 if error < errors[family] * _BETTER:
                     exponents, errors[family], changed = trial, error, True
     return exponents
+
+
+def _lowered(groups: Sequence[_Group], exponents: np.ndarray, share: float) -> np.ndarray:
+    """Return exponents that make the largest channels of every activation as large as a share of them is at most.
+
+    A channel that is huge for a few tokens has huge weights, too, so that making both alike leaves it huge.
+    """
+    result = exponents.copy()
+    for group in groups:
+        peaks = group.peaks * group.factors(exponents)
+        excess = np.rint(np.log2(np.maximum(peaks / max(float(np.quantile(peaks, share)), 1e-30), 1))).astype(np.int64)
+        free = group.numbers != 0
+        result[np.abs(group.numbers[free])] -= (np.sign(group.numbers) * excess)[free]
+    return result
 
 
 class _Group:
@@ -112,13 +131,27 @@ class _Group:
         self._weights = [layer.matrix()[0, :, :, 0].T for layer in layers]
         self._exact = [found.rows @ weight for weight in self._weights]
 
+    @property
+    def peaks(self) -> np.ndarray:
+        """The largest magnitude of each channel."""
+        return self._found.peaks
+
+    def factors(self, exponents: np.ndarray) -> np.ndarray:
+        """Return what each channel of the activation is multiplied by."""
+        result: np.ndarray = np.exp2(np.sign(self.numbers) * exponents[np.abs(self.numbers)]).astype(np.float32)
+        return result
+
     def error(self, exponents: np.ndarray) -> float:
-        """Return the sum over layers of the error's energy relative to the output's."""
-        factors = np.exp2(np.sign(self.numbers) * exponents[np.abs(self.numbers)]).astype(np.float32)
+        """Return the sum over layers of the error's energy relative to the output's, row by row.
+
+        A few rows are often so large that an error which drowns all others is nothing beside them; normalizations that
+        follow make all rows count alike.
+        """
+        factors = self.factors(exponents)
         rows, total = _rounded_rows(self._found, factors), 0.0
         for weight, exact in zip(self._weights, self._exact, strict=True):
             error = rows @ _rounded_columns(weight / factors[:, None]) - exact
-            total += float(np.square(error).sum() / max(float(np.square(exact).sum()), 1e-30))
+            total += float(np.mean(np.square(error).sum(axis=1) / np.maximum(np.square(exact).sum(axis=1), 1e-30)))
         return total
 
 

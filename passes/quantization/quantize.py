@@ -86,7 +86,7 @@ class Quantize(Pass):
     samples: int = param(512, "how many samples to calibrate on at most")
     batch: int = param(64, "samples per run, where the model leaves the choice")
     seconds: float = param(1.5, "time for one latency comparison")
-    target: str = param("", "where the model will run, and where it is measured; cpu by default")
+    target: str = param("cpu", "where the model will run, and where it is measured")
 
     def requires(self, model: ir.Model) -> None:
         """Refuse to run without data, on what is quantized already, and for targets without integer kernels."""
@@ -95,7 +95,7 @@ class Quantize(Pass):
         done = next((node for node in model.graph.all_nodes() if node.op_type in INTEGER), None)
         if done is not None:
             raise PreconditionError(f"the model is quantized already: it has {done.op_type}")
-        place = target.find(self.target or "cpu")
+        place = target.find(self.target)
         if place.provider != target.CPU:
             raise PreconditionError(
                 f"ONNX Runtime's {place.provider} computes convolutions and products of integers on the CPU, with copies; "
@@ -138,7 +138,7 @@ class _Trial:
     """Tries ways to quantize one model."""
 
     def __init__(self, model: ir.Model, asked: Quantize) -> None:
-        self._asked, self._place = asked, target.find(asked.target or "cpu")
+        self._asked, self._place = asked, target.find(asked.target)
         self._model = duplicate(model)
         for node in self._model.graph.all_nodes():  # nodes are put back into float by their names
             node.name = node.name or node.outputs[0].name

@@ -27,6 +27,7 @@ _OPSET = 11
 """Since when there is DynamicQuantizeLinear."""
 _AXES_AS_INPUT = 18
 """Since when ReduceMax takes its axes as an input."""
+_UNTYPED = "not float32, or of unknown type"
 _TINY = np.float32(1e-12)
 
 
@@ -53,8 +54,10 @@ class QuantizeDynamic(Pass):
 
     def call(self, model: ir.Model) -> Result:
         self._check_names(model)
-        infer_types(model)
         sites = list(self._sites(model))
+        if any(reason == _UNTYPED for _, reason in sites):
+            infer_types(model)
+            sites = list(self._sites(model))
         if any(reason is None for _, reason in sites) and model.opset_imports.get("", _OPSET) < _OPSET:
             spec.build("convert-opset", {"to": _OPSET})(model)
             infer_types(model)
@@ -101,7 +104,7 @@ class QuantizeDynamic(Pass):
         if weight is None:
             return "it multiplies two activations"
         if not is_float(node.inputs[0]) or weight.dtype != np.float32:
-            return "not float32, or of unknown type"
+            return _UNTYPED
         if weight.ndim != 2 or constant(node.inputs[0]) is not None:
             return "it does not multiply an activation by one constant matrix"
         if not np.isfinite(weight).all():

@@ -320,7 +320,7 @@ def test_an_unknown_kind_is_the_users_error(graphopt, model_file, tmp_path):
     path = model_file("g (float[N,4] x) => (float[N,4] y) { y = Neg(x) }")
     ran = graphopt("fuse", path, "-o", tmp_path / "y.onnx", "--only", "atention")
     assert ran.code == 2 or ran.code == 1
-    assert "there is no kind 'atention'; choose rotary, attention" in ran.err
+    assert "there is no kind 'atention'; choose rotary, quantized, attention" in ran.err
     assert not (tmp_path / "y.onnx").exists()
 
 
