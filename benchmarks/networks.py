@@ -64,7 +64,9 @@ def sweep(module: str, name: str, folder: Path) -> str:
             continue
         kept = [step.spec.partition("{")[0] for step in done.steps if step.status == "kept"]
         speed = f"{done.latency.speedup:.2f}x" if done.latency else ""
-        row += f"  {'with' if data else 'without'} data: met {done.met}, {speed}{', int8' if 'quantize' in kept else ''}"
+        row += (
+            f"  {'with' if data else 'without'} data: met {done.met}, {speed}{', int8' if 'quantize' in kept else ''}"
+        )
     return f"{row}  {time.perf_counter() - start:.0f} s"
 
 

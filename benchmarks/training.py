@@ -245,7 +245,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--scales", choices=("fixed", "learned"), default="learned")
-    parser.add_argument("--weights", choices=("int8", "int4", "ternary"), default="int8", help="qat: what to keep them in")
+    parser.add_argument(
+        "--weights", choices=("int8", "int4", "ternary"), default="int8", help="qat: what to keep them in"
+    )
     parser.add_argument("--rate", type=float, default=0.002, help="qat: learning rate")
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--last", action="store_true", help="qat: take the last epoch, however it scores.")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -87,7 +88,7 @@ def make(
         for name, array in zip(("bias", "scale", "zero"), columns, strict=True)
     )
     hidden = _build(site, anchor, mask) if mask is not None else None
-    fill = {"mask_filter_value": mask.fill} if mask is not None else {}
+    fill: dict[str, Any] = {"mask_filter_value": mask.fill} if mask is not None else {}
     return site.add(
         anchor,
         "QAttention",
@@ -129,7 +130,9 @@ def _projection(site: Site, part: Heads) -> _Projection | None:
     if site.dtype(source) != wanted or len(site.dims(source) or ()) != 3:
         return None
     arrays = [None if value is None else graphs.array(value, 1 << 30) for value in (matrix, scale, zero, bias)]
-    if any(array is None and value is not None for array, value in zip(arrays, (matrix, scale, zero, bias), strict=True)):
+    if any(
+        array is None and value is not None for array, value in zip(arrays, (matrix, scale, zero, bias), strict=True)
+    ):
         return None
     weight, scales, zeros, added = arrays
     assert weight is not None
