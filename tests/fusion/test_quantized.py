@@ -33,7 +33,7 @@ def product(name, output):
     """Return the nodes that multiply the integers of x by matrix i<name>."""
     return (
         f"m{name} = MatMulInteger(integers, i{name}, offset) c{name} = Cast<to = 1>(m{name}) f{name} = Mul(step_x, s{name}) "
-        f"r{name} = Mul(c{name}, f{name}) {output} = Add(r{name}, b{name})"
+        f"e{name} = Mul(c{name}, f{name}) {output} = Add(e{name}, b{name})"
     )
 
 
@@ -188,7 +188,28 @@ def test_otherwise_queries_keys_and_values_are_computed_first(graph, fuse, draw,
 
 def test_one_mask_serves_all_layers(graph, fuse, draw, ops, feeds):
     def renamed(body):
-        names = ("aq ak av rq rk rv q kt v p s t h weights mixed joined y integers step_x offset").split()
+        names = [
+            "aq",
+            "ak",
+            "av",
+            "rq",
+            "rk",
+            "rv",
+            "q",
+            "kt",
+            "v",
+            "p",
+            "s",
+            "t",
+            "h",
+            "weights",
+            "mixed",
+            "joined",
+            "y",
+            "integers",
+            "step_x",
+            "offset",
+        ]
         for name in sorted(names, key=len, reverse=True):
             body = " ".join(_word(word, name) for word in body.split(" "))
         return body
@@ -201,7 +222,7 @@ def test_one_mask_serves_all_layers(graph, fuse, draw, ops, feeds):
     first = " ".join((PROJECT, SPLIT, "h = Where(see, zero, lowest) t = Add(s, h)", MIX.format("t")))
     second = renamed(first.replace("DynamicQuantizeLinear(x)", "DynamicQuantizeLinear(y)"))
     for name in "qkv":
-        for kind in "mcfr":
+        for kind in "mcfe":
             second = second.replace(f"{kind}{name} ", f"{kind}{name}_2 ").replace(f"{kind}{name},", f"{kind}{name}_2,")
             second = second.replace(f"{kind}{name})", f"{kind}{name}_2)")
     second = second.replace("DynamicQuantizeLinear(y_2)", "DynamicQuantizeLinear(y)")
