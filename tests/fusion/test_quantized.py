@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
 from graphopt.passes.fusion.fuse import Fuse
@@ -184,53 +183,3 @@ def test_otherwise_queries_keys_and_values_are_computed_first(graph, fuse, draw,
     assert report["MultiHeadAttention"] == 1
     assert report["MatMulIntegerToFloat"] == 3
     assert "QAttention" not in ops(model)
-
-
-def test_one_mask_serves_all_layers(graph, fuse, draw, ops, feeds):
-    def renamed(body):
-        names = [
-            "aq",
-            "ak",
-            "av",
-            "rq",
-            "rk",
-            "rv",
-            "q",
-            "kt",
-            "v",
-            "p",
-            "s",
-            "t",
-            "h",
-            "weights",
-            "mixed",
-            "joined",
-            "y",
-            "integers",
-            "step_x",
-            "offset",
-        ]
-        for name in sorted(names, key=len, reverse=True):
-            body = " ".join(_word(word, name) for word in body.split(" "))
-        return body
-
-    def _word(word, name):
-        bare = word.strip("(),")
-        inner = bare.rpartition("(")[2]
-        return word.replace(inner, f"{name}_2") if inner == name else word
-
-    first = " ".join((PROJECT, SPLIT, "h = Where(see, zero, lowest) t = Add(s, h)", MIX.format("t")))
-    second = renamed(first.replace("DynamicQuantizeLinear(x)", "DynamicQuantizeLinear(y)"))
-    for name in "qkv":
-        for kind in "mcfe":
-            second = second.replace(f"{kind}{name} ", f"{kind}{name}_2 ").replace(f"{kind}{name},", f"{kind}{name}_2,")
-            second = second.replace(f"{kind}{name})", f"{kind}{name}_2)")
-    second = second.replace("DynamicQuantizeLinear(y_2)", "DynamicQuantizeLinear(y)")
-    assert renamed("y = Neg(y)") == "y_2 = Neg(y_2)"
-    model = graph(text(first, second, outputs=f"float[B,S,{D}] y_2", more=", bool[B,1,1,S] see"), **constants(draw))
-    see = np.ones((B, 1, 1, S), bool)
-    see[0, ..., 3:] = False
-    result = Fuse()(model)
-    assert isinstance(model, ir.Model)
-    assert result.report["QAttention"] == 2
-    assert ops(model).count("Squeeze") == 1
