@@ -27,8 +27,8 @@ from graphopt.latency import compare_latency
 _SEQUENCES = (
     "fuse",
     "quantize-dynamic;fuse",
-    "smooth;quantize-dynamic;fuse",
-    "smooth;quantize-dynamic{rows=all};fuse",
+    "smooth{insert_mul=true};quantize-dynamic;fuse",
+    "smooth{insert_mul=true};quantize-dynamic{rows=all};fuse",
 )
 
 

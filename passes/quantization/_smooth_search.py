@@ -23,6 +23,8 @@ _ALPHAS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 _SHARES = (0.95, 0.99, 0.999)
 """Of the channels of an activation, how many are as they should be; the rest is brought down to them."""
 _ROWS = 256
+_LEAST = 0.5
+"""Channels are taken to reach this part of what the middle one does."""
 _BETTER = 0.98
 """An error must fall below this part of what it is for factors to change."""
 
@@ -45,6 +47,11 @@ class Sample:
         """The largest magnitude per channel."""
         result: np.ndarray = np.maximum(self.high, -self.low)
         return result
+
+    def cautious(self) -> Sample:
+        """Return it with larger maxima where channels are nearly silent: on more data they may speak up."""
+        least = _LEAST * float(np.median(self.peaks))
+        return dataclasses.replace(self, high=np.where(self.peaks < least, np.float32(least), self.high))
 
 
 def sample(

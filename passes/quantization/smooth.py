@@ -82,6 +82,8 @@ class Smooth(Pass):
         readers = {value: layers for value, layers in _readers(channels).items() if value not in bound}
         place = target.find("cpu", self.threads)
         samples = sample(model, list(readers), open_data(self.data), place, self.samples, self.batch)
+        if self.search:
+            samples = {value: found.cautious() for value, found in samples.items()}
         activations = [(readers[value][0].inputs, found.peaks) for value, found in samples.items()]
         layers = [layer for layer in channels.layers if layer.node.op_type in _PRODUCTS]
         balance = Balance(channels, activations, layers, _STEPS)
