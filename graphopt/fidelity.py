@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from graphopt import compare
+from graphopt import compare, padding
 from graphopt.data import Data, fitted_batches
 from graphopt.errors import UserError
-from graphopt.runtime import ExecutionError, Port, Session
+from graphopt.runtime import Arrays, ExecutionError, Port, Session
 
 _LIMIT = 64 << 20
 """Bytes of inputs and outputs to keep at most, beyond the first batch."""
 
 
 class Fidelity:
-    """Samples, and what a model computes on them."""
+    """Samples, and what a model computes on them; padding (see `graphopt.padding`) does not count."""
 
     def __init__(
         self, reference: Session, data: Data, ports: tuple[Port, ...], *, samples: int, skip: int = 0, batch: int = 32
@@ -36,7 +36,8 @@ class Fidelity:
         Raises:
             UserError: the model does not run on this data.
         """
-        self._kept: list[tuple[Mapping[str, np.ndarray], dict[str, np.ndarray], int]] = []
+        self._kept: list[tuple[Arrays, dict[str, np.ndarray], int]] = []
+        self._mask: str | None = None
         first: list[tuple[dict[str, np.ndarray], int]] = []
         later: list[tuple[dict[str, np.ndarray], int]] = []
         seen = 0
@@ -55,6 +56,7 @@ class Fidelity:
             size += sum(array.nbytes for array in (*feeds.values(), *outputs.values()))
             if self._kept and size > _LIMIT:
                 break
+            self._mask = self._mask or padding.mask(reference, feeds, outputs)
             self._kept.append((feeds, outputs, count))
 
     @property
@@ -79,11 +81,18 @@ class Fidelity:
                 if got is None or got.shape != reference.shape:
                     noise[name] = math.inf
                     continue
-                rows = slice(count) if reference.ndim and len(reference) >= count else ...
-                one, two = compare.sqnr_sums(reference[rows], got[rows])
+                chosen = self._chosen(feeds, reference, count)
+                one, two = compare.sqnr_sums(reference[chosen], got[chosen])
                 signal[name] += one
                 noise[name] += two if math.isfinite(two) else math.inf
         return {name: compare.decibels(signal[name], noise[name]) for name in noise}
+
+    def _chosen(self, feeds: Arrays, output: np.ndarray, count: int) -> Any:
+        """Return an index of what counts: the first samples, where the rest fills up a batch, without padding."""
+        content = padding.content(feeds, self._mask, output)
+        if content is not None:
+            return content & (np.arange(len(content)) < count)[:, np.newaxis]
+        return slice(count) if output.ndim and len(output) >= count else ...
 
     def worst(self, session: Session) -> float:
         """Return the signal-to-noise ratio of the worst output, dB; infinity where no output is floating-point."""

@@ -91,9 +91,8 @@ class Writer:
             assert value is not None
             inputs[index], scale, zero = self._gates(value)
             parameters += [scale, zero]
-        shape = old[1].shape
-        if "hidden_size" not in node.attributes and shape is not None:
-            node.attributes.add(ir.AttrInt64("hidden_size", int(shape[2])))
+        if "hidden_size" not in node.attributes:
+            node.attributes.add(ir.AttrInt64("hidden_size", _array(old[1]).shape[2]))
         node.attributes.pop("layout", None)
         node.op_type, node.domain = "DynamicQuantizeLSTM", "com.microsoft"
         self._model.opset_imports.setdefault("com.microsoft", 1)

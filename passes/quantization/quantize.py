@@ -3,7 +3,7 @@
 Ways to quantize are tried on the target. Static ones (calibrate, quantize-static): the ranges that keep the outputs best
 are taken, channels equalized where that helps, errors made up for without labels (round-weights); where
 layers are too fragile or slower in integers than in float, mix-precision decides which stay in float. Dynamic ones
-(smooth, quantize-dynamic), for matrix products. Outputs are compared with those of the float model on samples, speed with
+(smooth, quantize-dynamic, fuse), for matrix products. Outputs are compared with those of the float model on samples, speed with
 the float model's. What comes out is the fastest result that keeps `min_sqnr`; where none is at least as fast as the float
 model, the model stays as it is, and the reason says what was measured.
 """
@@ -40,6 +40,8 @@ _STRICTER = (30.0, 40.0)
 """What to ask for, dB, where the first result is rolled back."""
 _SHARES = (0.125, 0.25, 0.5, 1.0)
 """Of the products by constant matrices, how many are tried with scales for every row."""
+_SMOOTHINGS: tuple[Mapping[str, Any] | None, ...] = (None, {"insert_mul": False}, {"insert_mul": True})
+"""How `smooth` prepares what gets its scales at run time; None: not at all."""
 _MATRICES = 0.5
 """Share of the weights in matrix products from which on scales found at run time are worth a trial."""
 
@@ -204,29 +206,42 @@ class _Trial:
         return self._recovered(mixed)
 
     def _dynamic(self) -> Iterator[Candidate | str]:
-        """Yield the first that keeps the outputs, giving more and more of the noisiest products scales for every row."""
-        smoothed = duplicate(self._model)
-        bases = [(self._model, "dynamic")]
-        if self._run("smooth", smoothed, data=self._data).modified:
-            bases.append((smoothed, "dynamic, smoothed"))
-        found = [made for base, how in bases if (made := self._by_run(base, how)) is not None]
+        """Yield what keeps the outputs: as it is, with outliers smoothed, or the noisiest products with scales for every row."""
+        found = [made for fields in _SMOOTHINGS if (made := self._by_run(fields)) is not None]
         if not found:
             yield "dynamic: there is nothing to quantize"
             return
         best = max(found, key=lambda candidate: candidate.sqnr)
+        yield from found
         noisiest = self._noisiest(best.reference) if best.sqnr < self._asked.min_sqnr else []
         for share in _SHARES:
             names = tuple(noisiest[: math.ceil(share * len(noisiest))])
             if best.sqnr >= self._asked.min_sqnr or not names:
                 break
-            made = self._by_run(best.reference, f"{best.how.partition(', rows')[0]}, rows of {len(names)}", rows=names)
+            made = self._in_integers(
+                best.reference, f"{best.how.partition(', rows')[0]}, rows of {len(names)}", rows=names
+            )
             best = made if made is not None and made.sqnr > best.sqnr else best
-        yield best
+        if best not in found:
+            yield best
 
-    def _by_run(self, base: ir.Model, how: str, **fields: Any) -> Candidate | None:
+    def _by_run(self, smoothing: Mapping[str, Any] | None) -> Candidate | None:
+        """Return the model on scales of run time, its activations smoothed before, or None if that changes nothing."""
+        base = duplicate(self._model)
+        if smoothing is None:
+            return self._in_integers(base, "dynamic")
+        how = "dynamic, smoothed by Mul" if smoothing["insert_mul"] else "dynamic, smoothed"
+        smoothed = self._run("smooth", base, data=self._data, **smoothing).modified
+        return self._in_integers(base, how) if smoothed else None
+
+    def _in_integers(self, base: ir.Model, how: str, **fields: Any) -> Candidate | None:
+        """Return a model on scales of run time; its operators are fused, without which it is often slower than in float."""
         made = duplicate(base)
         result = self._run("quantize-dynamic", made, **fields)
-        return Candidate(how, made, base, self._sqnr(made), list(result.skipped)) if result.modified else None
+        if not result.modified:
+            return None
+        self._run("fuse", made)
+        return Candidate(how, made, base, self._sqnr(made), list(result.skipped))
 
     def _noisiest(self, base: ir.Model) -> list[str]:
         """Return the names of matrix products, the one whose rounding alone leaves the worst outputs first."""
@@ -234,7 +249,7 @@ class _Trial:
         ratios = {}
         for name in names:
             others = tuple(other for other in names if other != name)
-            alone = self._by_run(base, name, exclude=others)
+            alone = self._in_integers(base, name, exclude=others)
             if alone is not None:
                 ratios[name] = alone.sqnr
         return sorted(ratios, key=lambda name: ratios[name])
