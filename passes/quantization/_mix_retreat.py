@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from graphopt.passes.quantization._mix_plan import Planner
 from graphopt.passes.quantization._mix_search import Gauge, Move, moves
-from graphopt.passes.quantization._mix_trial import Trial, Tried
+from graphopt.passes.quantization._mix_trial import Placement, Trial, Tried
 from graphopt.sensitivity import noise
 from graphopt.sensitivity.sources import Source
 
@@ -84,7 +84,7 @@ class Retreat:
         floats = self._moves[taken - 1].floats if taken else frozenset()
         if not self._planner.choose(floats).integers:
             return None
-        return self._trial.make(self._planner.excluded(floats))
+        return self._trial.make(Placement(self._planner.excluded(floats)))
 
     def _fits(self, taken: int) -> bool:
         tried = self.tried(taken)

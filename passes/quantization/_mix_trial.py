@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import onnx_ir as ir
 
@@ -14,6 +14,29 @@ from graphopt.pipeline import duplicate
 from graphopt.runtime import ExecutionError
 from graphopt.sensitivity.scoring import Referee
 from graphopt.target import Target
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """What nodes, by name, compute with, where it is not 8 bits.
+
+    Attributes:
+        floats: these stay in float.
+        int4: the weights of these take 4 bits.
+        int16: the activations of these take 16 bits.
+    """
+
+    floats: frozenset[str] = frozenset()
+    int4: frozenset[str] = frozenset()
+    int16: frozenset[str] = frozenset()
+
+    @property
+    def fields(self) -> dict[str, tuple[str, ...]]:
+        """The fields of quantize-static."""
+        return {
+            name: tuple(sorted(nodes))
+            for name, nodes in (("exclude", self.floats), ("int4", self.int4), ("int16", self.int16))
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,18 +89,17 @@ class Trial:
         """
         self._model, self._place, self._fields, self._fidelity = model, place, fields, fidelity
         self._least, self._referee, self._budget = least, referee, budget
-        self._made: dict[frozenset[str], Tried | None] = {}
+        self._made: dict[Placement, Tried | None] = {}
 
-    def make(self, floats: Collection[str]) -> Tried | None:
-        """Return what comes of leaving nodes in float, by name; None where nothing is quantized then, or it does not run."""
-        key = frozenset(floats)
-        if key not in self._made:
-            self._made[key] = self._make(key)
-        return self._made[key]
+    def make(self, placement: Placement) -> Tried | None:
+        """Return what comes of a placement; None where nothing is quantized then, or it does not run."""
+        if placement not in self._made:
+            self._made[placement] = self._make(placement)
+        return self._made[placement]
 
-    def _make(self, floats: frozenset[str]) -> Tried | None:
+    def _make(self, placement: Placement) -> Tried | None:
         model = duplicate(self._model)
-        result = spec.build("quantize-static", {**self._fields, "exclude": tuple(sorted(floats))})(model)
+        result = spec.build("quantize-static", {**self._fields, **placement.fields})(model)
         assert isinstance(result, Result)
         if not result.modified:
             return None

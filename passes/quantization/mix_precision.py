@@ -29,10 +29,11 @@ from graphopt.passbase import LOSSY, Pass, PreconditionError, Result, param
 from graphopt.passes.quantization import _ranges
 from graphopt.passes.quantization._graphs import infer_types
 from graphopt.passes.quantization._kernels import ANCHORS, CLAMPS
+from graphopt.passes.quantization._mix_narrow import narrow
 from graphopt.passes.quantization._mix_plan import Planner
 from graphopt.passes.quantization._mix_retreat import Retreat
 from graphopt.passes.quantization._mix_search import Move
-from graphopt.passes.quantization._mix_trial import Trial, Tried
+from graphopt.passes.quantization._mix_trial import Placement, Trial, Tried
 from graphopt.passes.quantization._quantized import INTEGER
 from graphopt.passes.quantization._race import Race, pays, speed
 from graphopt.pipeline import become
@@ -76,7 +77,12 @@ class MixPrecision(Pass):
         "", "what to compute the metric on; by default the data", source="data"
     )
     observer: str = param("min-max", "which ranges to use: min-max, percentile, mse, ...")
-    weights: Literal["int8", "int4"] = param("int8", "what weights are kept in")
+    weights: Literal["int8", "int4", "mixed"] = param(
+        "int8", "what weights are kept in; mixed: in 4 bits as far as the outputs bear it, else in 8"
+    )
+    int16: bool = param(
+        False, "keep activations of fragile nodes in 16 bits, not in float, if that is no slower than the float model"
+    )
     samples: int = param(512, "how many samples to calibrate on at most")
     ranking: int = param(64, "how many of these to measure every layer on")
     seconds: float = param(1.5, "time for one latency comparison")
@@ -111,13 +117,14 @@ class MixPrecision(Pass):
         infer_types(named)
         reference = runtime.open_session(named, place)
         held = Fidelity(reference, data, ports, samples=_HELD, skip=seen, batch=min(seen, _BATCH))
-        fields = {"observer": self.observer, "weights": self.weights}
+        fields = {"observer": self.observer, "weights": "int8" if self.weights == "mixed" else self.weights}
         trial = Trial(named, place, fields, held, self.min_sqnr, *self._referee(reference, ports))
-        whole = trial.make(())
+        whole = trial.make(Placement())
         if whole is None:
             raise PreconditionError("there is nothing to quantize, or the model does not run when it is quantized")
         sources = Sources(named, whole.model)
-        each = noise.Meter(sources, Fidelity(reference, data, ports, samples=min(self.ranking, seen)), place).each()
+        ranking = Fidelity(reference, data, ports, samples=min(self.ranking, seen))
+        each = noise.Meter(sources, ranking, place).each()
         times = node_times(named, whole.model, data, place, seconds=self.seconds / 5)
         recorded, outputs = _ranges.read(named, self.observer), held.sqnr(reference)
         race = Race(model, place, data, self.seconds)
@@ -132,12 +139,22 @@ class MixPrecision(Pass):
             reasons = self._reasons(taken, each)
             slow = {name: _SLOW.format(*times[name]) for name in planner.excluded(reasons) if name in times}
             latency = race.against_float(tried.model)
-            found.append(_Candidate(tried, path.predicted(len(taken)), {**slow, **reasons}, latency))
+            placement = Placement(planner.excluded(taken[-1].floats if taken else ()))
+            found.append(
+                _Candidate(
+                    tried, placement, path.predicted(len(taken)), {**slow, **reasons}, frozenset(reasons), latency
+                )
+            )
         if not found:
             raise PreconditionError(self._failure(whole, named, each))
         best = max(found, key=lambda candidate: candidate.latency.speedup)
         if not best.pays:
             raise PreconditionError(f"quantization does not pay: {best}, {whole} when everything is quantized")
+        if self.int16 and best.fragile:
+            floats = best.placement.floats - best.fragile
+            best = best.instead(Placement(floats, int16=best.fragile), trial, race)
+        if self.weights == "mixed":
+            best = best.instead(narrow(named, best.placement, trial, ranking, place), trial, race)
         become(model, best.tried.model)
         rows = _explained(named, best.tried.rows, best.reasons)
         report = {
@@ -146,6 +163,8 @@ class MixPrecision(Pass):
             "everything_quantized": round(whole.sqnr, 2),
             "quantized": best.tried.quantized,
             "in_float": len(rows),
+            **({"int16": len(best.placement.int16)} if self.int16 else {}),
+            **({"int4": len(best.placement.int4)} if self.weights == "mixed" else {}),
             "speedup": round(best.latency.speedup, 3),
             "verified_on": held.samples,
             **({} if best.tried.drop is None else {"drop": round(best.tried.drop, 5)}),
@@ -193,19 +212,31 @@ class _Candidate:
 
     Attributes:
         tried: the model and what was measured of it.
-        predicted: its signal-to-noise ratio by the sum over sources, dB.
+        placement: which nodes stay in float, and which weights and activations take how many bits.
+        predicted: its signal-to-noise ratio by the sum over sources, dB, when all that is quantized takes 8 bits.
         reasons: why nodes stay in float, by name.
+        fragile: those that do for the sake of the outputs.
         latency: against the float model.
     """
 
     tried: Tried
+    placement: Placement
     predicted: float
     reasons: dict[str, str]
+    fragile: frozenset[str]
     latency: Latency
 
     @property
     def pays(self) -> bool:
         return pays(self.latency)
+
+    def instead(self, placement: Placement, trial: Trial, race: Race) -> _Candidate:
+        """Return what another placement comes to if it keeps the budget and pays, else this one."""
+        tried = trial.make(placement)
+        if placement == self.placement or tried is None or not tried.fits:
+            return self
+        made = dataclasses.replace(self, tried=tried, placement=placement, latency=race.against_float(tried.model))
+        return made if made.pays else self
 
     def __str__(self) -> str:
         return f"{self.tried} at {speed(self.latency)}"

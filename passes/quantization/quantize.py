@@ -153,10 +153,17 @@ class _Trial:
 
     def candidates(self) -> Iterator[Candidate | str]:
         """Yield what each way makes of the model, or why it makes nothing of it."""
-        if self._asked.method in ("auto", "static"):
-            yield from self._static()
+        settled = False
         if self._asked.method == "dynamic" or (self._asked.method == "auto" and self._is_of_matrices()):
-            yield from self._dynamic()
+            for made in self._dynamic():
+                settled = settled or (isinstance(made, Candidate) and self._will_do(made))
+                yield made
+        if self._asked.method in ("auto", "static"):
+            yield from self._static(settled=settled)
+
+    def _will_do(self, candidate: Candidate) -> bool:
+        """Tell whether a candidate keeps the outputs, and is no slower than the float model."""
+        return candidate.sqnr >= self._asked.min_sqnr and pays(self.latency(candidate))
 
     def latency(self, candidate: Candidate) -> Latency:
         """Time a candidate against the float model."""
@@ -171,7 +178,8 @@ class _Trial:
         line = saturation.promise(result.report)
         return dataclasses.replace(candidate, model=made, sqnr=self._sqnr(made)) if result.modified else candidate, line
 
-    def _static(self) -> Iterator[Candidate | str]:
+    def _static(self, *, settled: bool) -> Iterator[Candidate | str]:
+        """Yield the best ranges on the whole model and, unless that or something else will do, a mixed placement."""
         calibrated = self._calibrated(self._model, OBSERVERS)
         tried = [(made, name) for name in OBSERVERS if (made := self._quantized(calibrated, name)) is not None]
         if not tried:
@@ -186,7 +194,7 @@ class _Trial:
                 best, calibrated = dataclasses.replace(other, how=f"{other.how}, equalized"), equalized
         best = self._recovered(best)
         yield best
-        if best.sqnr < self._asked.min_sqnr or not pays(self.latency(best)):
+        if not settled and not self._will_do(best):
             yield self._mixed(calibrated, observer)
 
     def _mixed(self, calibrated: ir.Model, observer: str) -> Candidate | str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from graphopt import io, runtime, spec, target
@@ -220,9 +221,9 @@ class Trial:
     def __init__(self, enough):
         self.enough, self.made = enough, []
 
-    def make(self, floats):
-        self.made.append(len(floats))
-        return Tried(len(floats) >= self.enough)
+    def make(self, placement):
+        self.made.append(len(placement.floats))
+        return Tried(len(placement.floats) >= self.enough)
 
 
 class Line(Planner):
@@ -257,3 +258,41 @@ def test_few_models_tell_how_many_must_go(enough):
 def test_only_floats_will_do():
     each = {Source("weights", str(i)): {"y": 1 / 5900} for i in range(100)}
     assert Retreat(Line(), Trial(101), each, 20.0, ["y"]).shortest() is None
+
+
+def bits(model):
+    """Return in what convolutions keep their weights, by name."""
+    found = {}
+    for node in model.graph:
+        if node.op_type == "Conv" and (maker := node.inputs[1].producer()) is not None:
+            held = maker.inputs[0]
+            while held.producer() is not None:  # the Cast of narrow integers
+                held = held.producer().inputs[0]
+            found[node.name] = held.dtype
+    return found
+
+
+@pytest.mark.parametrize(("least", "narrow"), [(10.0, set(ANCHORS)), (30.0, {"second"})])
+def test_weights_in_4_bits_where_the_outputs_bear_it(build, data, least, narrow):
+    """One layer's weights are multiples of a sixteenth of their range: 4 bits are enough for these."""
+    arrays = weights()
+    arrays["w2"] = np.clip(np.rint(arrays["w2"] / 0.03), -7, 7) * np.float32(0.03)
+    arrays["w2"][:, 0, 0, 0] = 7 * np.float32(0.03)
+    model = build(NET, **arrays)
+    before = duplicate(model)
+    report = quick(data, weights="mixed", min_sqnr=least)(model).report
+    assert {name for name, dtype in bits(model).items() if dtype == ir.DataType.INT4} == narrow
+    assert report["int4"] == len(narrow)
+    assert report["sqnr"] >= least
+    assert report["sqnr"] == pytest.approx(sqnr(before, model, data), abs=0.02)
+
+
+def test_activations_in_16_bits_where_they_are_fragile(fragile, data, monkeypatch):
+    """ONNX Runtime computes them in floats, with conversions; where that is slower than the model was, floats stay."""
+    monkeypatch.setattr("graphopt.passes.quantization._race.pays", lambda latency: True)
+    monkeypatch.setattr("graphopt.passes.quantization.mix_precision.pays", lambda latency: True)
+    report = quick(data, int16=True)(fragile).report
+    assert report["int16"] > 0
+    assert report["sqnr"] >= 20
+    assert {"first", "second", "third"} <= integers(fragile), "`last` may be slower in integers"
+    assert any(value.dtype == ir.DataType.UINT16 for value in fragile.graph.initializers.values())
