@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from typing import Any
 
 import numpy as np
 
@@ -57,6 +56,7 @@ class Fidelity:
             if self._kept and size > _LIMIT:
                 break
             self._mask = self._mask or padding.mask(reference, feeds, outputs)
+            outputs = padding.blanked(outputs, feeds, self._mask)
             self._kept.append((feeds, outputs, count))
 
     @property
@@ -73,7 +73,7 @@ class Fidelity:
         signal: defaultdict[str, float] = defaultdict(float)
         noise: defaultdict[str, float] = defaultdict(float)
         for feeds, expected, count in self._kept:
-            actual = session.run(feeds)
+            actual = padding.blanked(session.run(feeds), feeds, self._mask)
             for name, reference in expected.items():
                 if not compare.is_float(reference.dtype):
                     continue
@@ -81,18 +81,11 @@ class Fidelity:
                 if got is None or got.shape != reference.shape:
                     noise[name] = math.inf
                     continue
-                chosen = self._chosen(feeds, reference, count)
-                one, two = compare.sqnr_sums(reference[chosen], got[chosen])
+                rows = slice(count) if reference.ndim and len(reference) >= count else ...
+                one, two = compare.sqnr_sums(reference[rows], got[rows])
                 signal[name] += one
                 noise[name] += two if math.isfinite(two) else math.inf
         return {name: compare.decibels(signal[name], noise[name]) for name in noise}
-
-    def _chosen(self, feeds: Arrays, output: np.ndarray, count: int) -> Any:
-        """Return an index of what counts: the first samples, where the rest fills up a batch, without padding."""
-        content = padding.content(feeds, self._mask, output)
-        if content is not None:
-            return content & (np.arange(len(content)) < count)[:, np.newaxis]
-        return slice(count) if output.ndim and len(output) >= count else ...
 
     def worst(self, session: Session) -> float:
         """Return the signal-to-noise ratio of the worst output, dB; infinity where no output is floating-point."""

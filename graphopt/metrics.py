@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from graphopt import classes, compare, statistics
+from graphopt import classes, compare, padding, statistics
 from graphopt.data import Data, fitted_batches, resolve
 from graphopt.errors import UsageError, UserError, did_you_mean
 from graphopt.runtime import Port, Session
@@ -121,17 +121,21 @@ def evaluate(
         session: the model.
         data: labelled data for metrics that need labels.
         inputs: the model's inputs, which decide the batch size.
-        reference: the model to compare with, for metrics that need one.
+        reference: the model to compare with, for metrics that need one; padding (see `graphopt.padding`) is no difference.
 
     Raises:
         UserError: outputs and labels do not fit each other.
     """
     if isinstance(metric, CustomMetric):
         return Score(float(metric.function(session.run, data)), None)
-    parts = []
+    parts, mask = [], None
     for feeds, labels, count in fitted_batches(data, inputs):
-        expected = reference.run(feeds) if reference is not None and metric.needs == "reference" else None
-        parts.append(batch_rows(metric, session.run(feeds), labels, expected, count, data.name))
+        outputs, expected = session.run(feeds), None
+        if reference is not None and metric.needs == "reference":
+            expected = reference.run(feeds)
+            mask = mask or padding.mask(reference, feeds, expected)
+            outputs, expected = (padding.blanked(arrays, feeds, mask) for arrays in (outputs, expected))
+        parts.append(batch_rows(metric, outputs, labels, expected, count, data.name))
     return score(metric, parts, data.name)
 
 

@@ -49,10 +49,23 @@ def mask(session: Session, feeds: Arrays, outputs: Arrays) -> str | None:
     return None
 
 
-def content(feeds: Arrays, name: str | None, output: np.ndarray) -> np.ndarray | None:
-    """Return which positions [N, T] of an output [N, T, ...] are content, or None where that is all or unknown."""
-    real = None if name is None else feeds[name].astype(bool)
-    return None if real is None or output.shape[:2] != real.shape else real
+def blanked(outputs: Arrays, feeds: Arrays, name: str | None) -> dict[str, np.ndarray]:
+    """Return outputs with zeros where they are padding.
+
+    Args:
+        outputs: by name.
+        feeds: inputs that they were computed of.
+        name: of the input that tells padding from content, or None.
+    """
+    if name is None:
+        return dict(outputs)
+    real = feeds[name].astype(bool)
+    return {
+        key: np.where(real.reshape(*real.shape, *[1] * (array.ndim - 2)), array, np.zeros((), array.dtype))
+        if array.shape[:2] == real.shape and compare.is_float(array.dtype)
+        else array
+        for key, array in outputs.items()
+    }
 
 
 def _changes(session: Session, feeds: Arrays, outputs: Arrays, name: str, where: np.ndarray) -> dict[str, np.ndarray]:

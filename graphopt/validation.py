@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from graphopt import classes, inputs, io, metrics, pipeline, runtime
+from graphopt import classes, inputs, io, metrics, padding, pipeline, runtime
 from graphopt.classes import ClassScore
 from graphopt.data import Data, Source, batch_size, fitted_batches, open_data
 from graphopt.errors import UserError
@@ -43,6 +43,7 @@ class Validation:
         samples_needed: about how many samples would settle the budget, where that is open.
         rewriting: how far the outputs are from those of the same file when the runtime does not rewrite its graph.
         shapes: input shapes on which the models were compared, each distinct one once.
+        padding: the input that marks padding, which was not compared (see `graphopt.padding`), or None.
         warnings: what the user should know, in words.
     """
 
@@ -62,6 +63,7 @@ class Validation:
     samples_needed: int | None
     rewriting: list[OutputError]
     shapes: list[dict[str, list[int]]]
+    padding: str | None
     warnings: list[str]
 
     def to_json(self) -> dict[str, Any]:
@@ -169,6 +171,7 @@ def validate(
         samples_needed=needed,
         rewriting=rewriting,
         shapes=tally.shapes,
+        padding=tally.padding,
         warnings=_suspicions(rewriting, str(model)),
     )
 
@@ -186,6 +189,7 @@ class _Tally:
         self._start, self._truth, self._metric, self._source = start, truth, metric, source
         self.errors = OutputErrors(_RTOL)
         self.shapes: list[dict[str, list[int]]] = []
+        self.padding: str | None = None
         self._rows: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
         self._pairs: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
 
@@ -202,11 +206,13 @@ class _Tally:
         shapes = {name: list(array.shape) for name, array in feeds.items()}
         if shapes not in self.shapes:
             self.shapes.append(shapes)
-        if expected is not None:
+        if self._truth and expected is not None:
             if list(expected) != list(actual):
                 raise UserError(
                     f"the models have different outputs: {', '.join(actual)} and {', '.join(expected)} in the reference"
                 )
+            self.padding = self.padding or padding.mask(self._truth.session, feeds, expected)
+            actual, expected = (padding.blanked(arrays, feeds, self.padding) for arrays in (actual, expected))
             self.errors.add(expected, actual, samples)
         return actual, expected
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from graphopt import padding, runtime, target
+from graphopt import io, padding, runtime, target
 from graphopt.data import ArrayData
 from graphopt.fidelity import Fidelity
 
@@ -25,6 +25,11 @@ ATTENTION = """g (float[N,T,4] x, int64[N,T] mask) => (float[N,T,4] y, float[N,4
   c = Mul(y, w)
   z = ReduceSum<keepdims = 0>(c, one)
 }"""
+OTHER = """v = MatMul(p, x)
+  f = Cast<to = 9>(mask)
+  f1 = Unsqueeze(f, two)
+  e = Exp(v)
+  y = Where(f1, v, e)"""
 ELEMENTWISE = """g (float[N,T,4] x, int64[N,T] mask) => (float[N,T,4] y) <int64[1] two = {2}> {
   m = Cast<to = 1>(mask)
   n = Unsqueeze(m, two)
@@ -75,3 +80,25 @@ def test_padding_is_no_error(parse, feeds):
 
     assert fidelity.sqnr(Noisy(0)) == {"y": np.inf, "z": np.inf}
     assert fidelity.sqnr(Noisy(1))["y"] < 10
+
+
+def test_padding_is_not_compared(parse, feeds, tmp_path, graphopt):
+    """Two networks that differ at padded positions only are the same, by every measure."""
+    for name, text in (("one", ATTENTION), ("two", ATTENTION.replace("y = MatMul(p, x)", OTHER))):
+        io.save(parse(text), tmp_path / f"{name}.onnx")
+    np.savez(tmp_path / "d.npz", **feeds)
+    asked = (
+        "validate",
+        tmp_path / "two.onnx",
+        "--reference",
+        tmp_path / "one.onnx",
+        "--data",
+        tmp_path / "d.npz",
+        "--metric",
+        "cosine",
+    )
+    done = graphopt(*asked, "--max-drop", "0.001", "--min-sqnr", "60", "--json")
+    assert done.code == 0
+    assert done.json["padding"] == "mask"
+    assert done.json["outputs"][0]["mismatch"] is None
+    assert "positions where 'mask' is 0 are padding" in graphopt(*asked, "--max-drop", "0.001").out

@@ -80,6 +80,8 @@ def _print(done: Validation, metric: str | None) -> None:
         out.print(f"{metric} {done.score:.4f}")
     if done.classes:
         out.print(_classes(done))
+    if done.padding:
+        out.print(f"positions where '{done.padding}' is 0 are padding, and were not compared", soft_wrap=True)
     for warning in done.warnings:
         out.print(f"warning: {warning}", style="yellow", soft_wrap=True)
     for failure in done.failures:

@@ -12,25 +12,24 @@ the float model. That takes a single run over the data, and none of the quantize
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import runtime, target
-from graphopt.data import Data, open_data
-from graphopt.passbase import LOSSY, Pass, PreconditionError, Result, param
+from graphopt import target
+from graphopt.data import open_data
+from graphopt.passbase import Result, param
 from graphopt.passes.quantization import _parts
 from graphopt.passes.quantization._graphs import label
 from graphopt.passes.quantization._moments import to_rows, unreadable
-from graphopt.passes.quantization._quantized import layers
-from graphopt.passes.quantization._twins import Reference, Twin, open_reference, read, stages, twins
+from graphopt.passes.quantization._recovery import Recovery
+from graphopt.passes.quantization._twins import Twin, open_reference, read, stages, twins
 
 
 @dataclasses.dataclass(frozen=True)
-class CorrectBias(Pass):
+class CorrectBias(Recovery):
     """Correct biases by the mean error of what their layers compute.
 
     Convolutions and Gemm without a bias get one. Works on a graph of QuantizeLinear and DequantizeLinear, whoever wrote
@@ -42,33 +41,9 @@ class CorrectBias(Pass):
         ValueError: a field is out of range.
     """
 
-    contract = LOSSY
-
-    reference: Reference = param("", "the float model that this one was made from", source="model")
-    data: str | Path | Mapping[str, np.ndarray] | Data = param(
-        "", "representative inputs: a .npz file or package.module:factory", source="data"
-    )
     method: Literal["empirical", "analytic"] = param(
         "empirical", "measure layers in both models, or compute the effect of rounded weights from input means"
     )
-    samples: int = param(512, "how many samples to use at most")
-    batch: int = param(64, "samples per run, where the model leaves the choice")
-    threads: int = param(0, "threads of the runtime; 0 lets it decide")
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-
-    def requires(self, model: ir.Model) -> None:
-        """Refuse to run without data or reference, or on a graph without integer weights."""
-        if isinstance(self.reference, str) and not self.reference:
-            raise PreconditionError("no reference; name the float model with reference=FILE.onnx")
-        if isinstance(self.data, str) and not self.data:
-            raise PreconditionError("no data; name some with data=FILE.npz, a few hundred typical inputs")
-        if next(layers(model.graph), None) is None:
-            raise PreconditionError("no layer has integer weights; run calibrate and quantize-static first")
-        open_data(self.data).check(runtime.model_inputs(model))
 
     def call(self, model: ir.Model) -> Result:
         reference = open_reference(self.reference, "correct-bias")

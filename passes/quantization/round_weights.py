@@ -12,22 +12,22 @@ want: that of the input times that of the weight.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import runtime, target
-from graphopt.data import Data, open_data
-from graphopt.passbase import LOSSY, Pass, PreconditionError, Result, param
+from graphopt import target
+from graphopt.data import open_data
+from graphopt.passbase import Result, param
 from graphopt.passes.quantization import _adaround, _parts
 from graphopt.passes.quantization._gptq import Levels, Objective, gptq, refit, search
 from graphopt.passes.quantization._graphs import label
 from graphopt.passes.quantization._moments import Moments, by_position, sampled, to_rows, unreadable
-from graphopt.passes.quantization._quantized import Layer, layers
-from graphopt.passes.quantization._twins import Reference, Twin, open_reference, read, stages, twins
+from graphopt.passes.quantization._quantized import Layer
+from graphopt.passes.quantization._recovery import Recovery
+from graphopt.passes.quantization._twins import Twin, open_reference, read, stages, twins
 
 _FACTORS = np.linspace(0.5, 1.1, 25)
 """Scales that are tried, by the scale that is there."""
@@ -45,7 +45,7 @@ _MOST_INPUTS = 6144
 
 
 @dataclasses.dataclass(frozen=True)
-class RoundWeights(Pass):
+class RoundWeights(Recovery):
     """Choose integers and scales of weights by the output of their layers.
 
     "gptq" rounds number after number and lets those that are left make up for the error; "search" only looks for the best
@@ -59,37 +59,22 @@ class RoundWeights(Pass):
         ValueError: a field is out of range.
     """
 
-    contract = LOSSY
-
-    reference: Reference = param("", "the float model that this one was made from", source="model")
-    data: str | Path | Mapping[str, np.ndarray] | Data = param(
-        "", "representative inputs: a .npz file or package.module:factory", source="data"
-    )
     method: Literal["gptq", "search", "adaround"] = param("gptq", "how integers are chosen")
     scales: bool = param(True, "look for better scales of weights as well")
-    samples: int = param(512, "how many samples to use at most")
-    batch: int = param(64, "samples per run, where the model leaves the choice")
     rows: int = param(65536, "output positions per layer to look at, at most")
     steps: int = param(500, "steps of gradient descent per layer, with adaround")
     seed: int = param(0, "of the choice of positions")
-    threads: int = param(0, "threads of the runtime; 0 lets it decide")
 
     def __post_init__(self) -> None:
-        for name, low in (("samples", 1), ("batch", 1), ("rows", 1), ("steps", 1), ("seed", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}")
+        super().__post_init__()
+        self._at_least(1, "rows", "steps")
+        self._at_least(0, "seed")
 
     def requires(self, model: ir.Model) -> None:
-        """Refuse to run without data or reference, or on a graph without integer weights."""
-        if isinstance(self.reference, str) and not self.reference:
-            raise PreconditionError("no reference; name the float model with reference=FILE.onnx")
-        if isinstance(self.data, str) and not self.data:
-            raise PreconditionError("no data; name some with data=FILE.npz, a few hundred typical inputs")
-        if next(layers(model.graph), None) is None:
-            raise PreconditionError("no layer has integer weights; run calibrate and quantize-static first")
+        """See `Recovery.requires`; adaround needs torch as well."""
+        super().requires(model)
         if self.method == "adaround":
             _adaround.require_torch()
-        open_data(self.data).check(runtime.model_inputs(model))
 
     def call(self, model: ir.Model) -> Result:
         reference = open_reference(self.reference, "round-weights")
