@@ -9,11 +9,15 @@ alone, so that a step costs the same for any amount of data, and its gradient ha
 from __future__ import annotations
 
 import importlib.util
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graphopt.passbase import PreconditionError
 from graphopt.passes.quantization._gptq import Levels, Objective
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LOW, _HIGH = -0.1, 1.1
 _RATE = 0.05
@@ -24,14 +28,17 @@ _WARMUP = 0.2
 _BETA = 20.0, 2.0
 
 
-def require_torch() -> None:
+def require_torch(otherwise: str) -> None:
     """Refuse to go on without torch.
+
+    Args:
+        otherwise: what to do without it.
 
     Raises:
         PreconditionError: it is not installed.
     """
     if importlib.util.find_spec("torch") is None:
-        raise PreconditionError("learning needs PyTorch; install 'graphopt[torch]', or choose method=gptq")
+        raise PreconditionError(f"learning needs PyTorch; install 'graphopt[torch]', or {otherwise}")
 
 
 def learned(
@@ -50,24 +57,46 @@ def learned(
 
     ratio = weight / scale[..., None]
     down = np.floor(ratio)
-    share = np.clip((ratio - down - _LOW) / (_HIGH - _LOW), 1e-3, 1 - 1e-3)
     nearest = objective.error(levels.nearest(ratio) * scale[..., None])
     unit = max(float(nearest.sum()), np.finfo(np.float32).tiny)
     low, high = (torch.as_tensor(np.broadcast_to(x, ratio.shape).astype(np.float32)) for x in (levels.low, levels.high))
     floor, step = (torch.from_numpy(x.astype(np.float32)) for x in (down, scale[..., None]))
     xx, yx = (torch.from_numpy((x / unit).astype(np.float32)) for x in (objective.xx, objective.yx))
-    v = torch.from_numpy(np.log(share / (1 - share)).astype(np.float32)).requires_grad_()
+    v = start(ratio - down).requires_grad_()
     optimizer = torch.optim.Adam([v], _RATE)
     for number in range(steps):
-        h = (torch.sigmoid(v) * (_HIGH - _LOW) + _LOW).clamp(0, 1)
+        h = shares(v)
         w = (floor + h).clamp(low, high) * step
-        loss = ((w @ xx - 2 * yx) * w).sum()
-        progress = (number / steps - _WARMUP) / (1 - _WARMUP)
-        if progress > 0:
-            beta = _BETA[1] + (_BETA[0] - _BETA[1]) * (1 - progress)
-            loss = loss + _PENALTY * (1 - (2 * h - 1).abs().pow(beta)).mean()
+        loss = ((w @ xx - 2 * yx) * w).sum() + penalty(h, number / steps)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    h = (torch.sigmoid(v.detach()) * (_HIGH - _LOW) + _LOW).clamp(0, 1).numpy().astype(np.float64)
+    h = shares(v.detach()).numpy().astype(np.float64)
     return np.clip(down + (h >= 0.5), levels.low, levels.high), h
+
+
+def start(share: np.ndarray) -> Tensor:
+    """Return v such that h is a share between 0 and 1, or nearly so."""
+    import torch
+
+    inner = np.clip((share - _LOW) / (_HIGH - _LOW), 1e-3, 1 - 1e-3)
+    return torch.from_numpy(np.log(inner / (1 - inner)).astype(np.float32))
+
+
+def shares(v: Tensor) -> Tensor:
+    """Return h."""
+    return (v.sigmoid() * (_HIGH - _LOW) + _LOW).clamp(0, 1)
+
+
+def penalty(h: Tensor, progress: float) -> Tensor | float:
+    """Return the penalty on shares that are neither 0 nor 1, in units of the error of nearest rounding.
+
+    Args:
+        h: shares.
+        progress: how much of the training is done, 0 to 1.
+    """
+    late = (progress - _WARMUP) / (1 - _WARMUP)
+    if late <= 0:
+        return 0.0
+    beta = _BETA[1] + (_BETA[0] - _BETA[1]) * (1 - late)
+    return _PENALTY * (1 - (2 * h - 1).abs().pow(beta)).mean()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
@@ -11,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.passes.quantization._block_bytes import all_finite, pack, pack_zeros
+from graphopt.passes.quantization._block_gptq import encode_by_output
 from graphopt.passes.quantization._block_kinds import Kind
 from graphopt.passes.quantization._block_layout import Layout
 from graphopt.passes.quantization._blocks import Encoded, encode
@@ -54,7 +56,17 @@ class Store:
         self._weight, self._shelf, self._search = weight, shelf, search
         self._encoded: Encoded | None = None
         self._waiting: set[str] = set()
+        self._is_chosen = False
         self._parts = [self._numbers(), self._scales(), *([] if kind.symmetric else [self._zeros()])]
+
+    def round_by(self, moments: np.ndarray) -> None:
+        """Choose the integers by what comes of products, now and once for all: they stay in memory.
+
+        Args:
+            moments: mean products [K, K] of what the weight [K, N] multiplies.
+        """
+        self._encoded = self._encode(functools.partial(encode_by_output, moments=moments))
+        self._is_chosen = True
 
     @property
     def nbytes(self) -> int:
@@ -107,24 +119,21 @@ class Store:
 
     def _make(self, part: _Part) -> ir.TensorProtocol:
         if self._encoded is None:
-            self._encoded = self._encode()
+            self._encoded = self._encode(functools.partial(encode, search=self._search))
             self._waiting = {other.suffix for other in self._parts}
         array = part.take(self._encoded)
         self._waiting.discard(part.suffix)
-        if not self._waiting:
+        if not self._waiting and not self._is_chosen:
             self._encoded = None
         if part.dtype.bitwidth < 8:
             return ir.PackedTensor(pack(array, part.dtype.bitwidth), part.dtype, shape=part.shape)
         return ir.Tensor(np.ascontiguousarray(array), part.dtype)
 
-    def _encode(self) -> Encoded:
+    def _encode(self, how: Callable[..., Encoded]) -> Encoded:
         layout, packed = self.layout, self._shelf == "packed"
         size = layout.block if packed else layout.size
         return _read(
-            self._weight,
-            lambda weight: encode(
-                layout.matrix(weight), size, self.kind, weight.dtype, search=self._search, pack=packed
-            ),
+            self._weight, lambda weight: how(layout.matrix(weight), size, self.kind, weight.dtype, pack=packed)
         )
 
 

@@ -78,7 +78,7 @@ def gptq(objective: Objective, scale: np.ndarray, levels: Levels) -> np.ndarray:
 
     Args:
         objective: with `xx` positive definite (see `Objective.towards`).
-        scale: [groups, channels].
+        scale: [groups, channels], or [groups, channels, inputs].
         levels: what the integers may be.
     """
     order = np.argsort(-np.diagonal(objective.xx, axis1=-2, axis2=-1), axis=-1, kind="stable")
@@ -86,20 +86,29 @@ def gptq(objective: Objective, scale: np.ndarray, levels: Levels) -> np.ndarray:
     inverse = np.linalg.inv(np.take_along_axis(rows, order[:, None, :], 2))
     factor = np.linalg.cholesky((inverse + inverse.swapaxes(-1, -2)) / 2).swapaxes(-1, -2)
     left = np.take_along_axis(objective.best(), order[:, None, :], 2)
+    wide = scale if scale.ndim == left.ndim else scale[..., None]
+    steps, low, high = (_ordered(x, left.shape, order) for x in (wide, levels.low, levels.high))
     integers = np.empty_like(left)
     size = left.shape[-1]
     for start in range(0, size, _BLOCK):
         end = min(start + _BLOCK, size)
         errors = np.empty_like(left[:, :, start:end])
         for i in range(start, end):
-            column, step = slice(i, i + 1), scale[..., None]
-            integers[..., column] = levels.nearest(left[..., column] / step)
+            column = slice(i, i + 1)
+            step = steps[..., column]
+            integers[..., column] = Levels(low[..., column], high[..., column]).nearest(left[..., column] / step)
             off = (left[..., column] - integers[..., column] * step) / factor[:, None, column, i]
             left[..., i:end] -= off * factor[:, column, i:end]
             errors[..., i - start : i - start + 1] = off
         left[:, :, end:] -= errors @ factor[:, start:end, end:]
     back = np.argsort(order, axis=-1)
     return np.take_along_axis(integers, back[:, None, :], 2)
+
+
+def _ordered(parameter: np.ndarray | int, shape: tuple[int, ...], order: np.ndarray) -> np.ndarray:
+    """Return a parameter in the shape of a weight [groups, channels, inputs], its inputs in another order."""
+    wide = np.broadcast_to(parameter, shape)
+    return wide if wide.strides[-1] == 0 else np.take_along_axis(wide, order[:, None, :], 2)
 
 
 def refit(objective: Objective, integers: np.ndarray, scale: np.ndarray) -> np.ndarray:

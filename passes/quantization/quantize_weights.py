@@ -18,13 +18,17 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Set
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import onnx_ir as ir
 
-from graphopt import graphs, io, scopes, spec
+from graphopt import graphs, io, runtime, scopes, spec, target
+from graphopt.data import Data, open_data
 from graphopt.errors import UsageError, did_you_mean
-from graphopt.passbase import LOSSY, Pass, Result, param
+from graphopt.passbase import LOSSY, Pass, PreconditionError, Result, param
+from graphopt.passes.quantization._block_gptq import products
 from graphopt.passes.quantization._block_kinds import KINDS
 from graphopt.passes.quantization._block_layout import Layout
 from graphopt.passes.quantization._block_store import Store, is_finite
@@ -59,7 +63,16 @@ class QuantizeWeights(Pass):
     form: Literal["dequantize", "matmulnbits", "fold"] = param(
         "dequantize", "standard ONNX, ONNX Runtime's operators, or standard ONNX that becomes floats when it loads"
     )
-    method: Literal["nearest", "search"] = param("nearest", "how scales are found: search errs less and takes longer")
+    method: Literal["nearest", "search", "gptq"] = param(
+        "nearest",
+        "how numbers are found: search tries more scales; gptq rounds by the output of matrix products, and needs data",
+    )
+    data: str | Path | Mapping[str, np.ndarray] | Data = param(
+        "", "for gptq, representative inputs: a .npz file or package.module:factory", source="data"
+    )
+    samples: int = param(128, "how many samples to use at most")
+    batch: int = param(32, "samples per run, where the model leaves the choice")
+    threads: int = param(0, "threads of the runtime; 0 lets it decide")
     accuracy_level: int = param(
         4, "of MatMulNBits: 4 multiplies in int8, as ONNX Runtime does for form=dequantize; 1 in float32, slower"
     )
@@ -77,6 +90,18 @@ class QuantizeWeights(Pass):
                 raise ValueError(f"block is {self.block}; MatMulNBits takes powers of two from {_LEAST_BLOCK} on")
         if not 0 <= self.accuracy_level <= 4:
             raise ValueError(f"accuracy_level is {self.accuracy_level}; it goes from 0 to 4")
+        for name in ("samples", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.method == "gptq" and not KINDS[self.weights].uniform:
+            raise ValueError(f"gptq rounds to integers, not to {self.weights}; choose method=search")
+
+    def requires(self, model: ir.Model) -> None:
+        """Refuse gptq without data."""
+        if self.method == "gptq":
+            if isinstance(self.data, str) and not self.data:
+                raise PreconditionError("gptq needs data; name some with data=FILE.npz, a hundred typical inputs")
+            open_data(self.data).check(runtime.model_inputs(model))
 
     def call(self, model: ir.Model) -> Result:
         self._check_names(model)
@@ -92,12 +117,31 @@ class QuantizeWeights(Pass):
         if any(isinstance(tensor, ir.ExternalTensor) for tensor in weights.values()):
             model.meta.setdefault(io.EXTERNAL, _LARGE)
         counts = Counter(site.node.op_type for site in stores)
+        if self.method == "gptq":
+            skipped += self._round_by_output(model, stores)
         writer = self._writer(model, stores)
         for site, store in stores.items():
             writer.write(site, store)
             graphs.discard(site.weight)
         after = sum(store.nbytes for store in dict.fromkeys(stores.values()))
         return Result(model, True, {"quantized": dict(sorted(counts.items())), "bytes": [before, after]}, skipped)
+
+    def _round_by_output(self, model: ir.Model, stores: Mapping[Site, Store]) -> Iterator[tuple[str, str]]:
+        """Choose the integers of matrix products by their outputs; yield a row for each that keeps those of the search."""
+        read: dict[ir.Value, dict[Store, ir.Node]] = {}
+        for site, store in stores.items():
+            value = site.node.inputs[0]
+            if site.index == 1 and site.node.op_type in ("MatMul", "Gemm") and site.graph is model.graph and value:
+                read.setdefault(value, {})[store] = site.node
+            else:
+                yield graphs.label(site.node), "gptq is for products from the right in the main graph; searched instead"
+        place = target.find("cpu", self.threads)
+        for value, moments in products(model, list(read), open_data(self.data), place, self.samples, self.batch):
+            for store, node in read[value].items():
+                if moments is None or moments.shape[0] != store.layout.rows:
+                    yield graphs.label(node), "what it reads is not finite, or transposed; searched instead"
+                else:
+                    store.round_by(moments)
 
     def _check_names(self, model: ir.Model) -> None:
         names = {node.name for node in model.graph.all_nodes() if node.name}
@@ -178,7 +222,7 @@ class QuantizeWeights(Pass):
         shelf = _WRITERS[self.form].shelf(site.node)
         key = site.weight, site.layout, shelf
         if key not in made:
-            store = Store(site.tensor, site.layout, KINDS[self.weights], shelf, search=self.method == "search")
+            store = Store(site.tensor, site.layout, KINDS[self.weights], shelf, search=self.method != "nearest")
             if store.nbytes >= site.tensor.nbytes:
                 made[key] = f"its weight {list(site.layout.shape)} would not get smaller"
             elif not is_finite(site.tensor):

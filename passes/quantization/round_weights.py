@@ -74,12 +74,12 @@ class RoundWeights(Recovery):
         """See `Recovery.requires`; adaround needs torch as well."""
         super().requires(model)
         if self.method == "adaround":
-            _adaround.require_torch()
+            _adaround.require_torch("choose method=gptq")
 
     def call(self, model: ir.Model) -> Result:
         reference = open_reference(self.reference, "round-weights")
         found, skipped = twins(model, reference, "round-weights")
-        refused = [_refusal(twin) for twin in found]
+        refused = [refusal(twin) for twin in found]
         skipped += [(label(t.layer.node), reason) for t, reason in zip(found, refused, strict=True) if reason]
         sites = [twin for twin, reason in zip(found, refused, strict=True) if not reason]
         names, gains, modified = _parts.Names(model), [], False
@@ -173,8 +173,8 @@ def _read(twin: Twin) -> ir.Value:
     return value
 
 
-def _refusal(twin: Twin) -> str | None:
-    """Return why the weight of a layer stays as it is, or None."""
+def refusal(twin: Twin) -> str | None:
+    """Return why the weight of a layer must stay as it is, or None."""
     layer, node, weight = twin.layer, twin.layer.node, twin.layer.weight
     integers = weight.integers
     reason = unreadable(node, integers)
