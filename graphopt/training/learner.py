@@ -23,6 +23,7 @@ class Teacher:
 
     Attributes:
         session: of the network as it is.
+        digest: the sha256 of its files.
     """
 
     def __init__(self, path: str, target: str, tensors: Sequence[str]) -> None:
@@ -40,7 +41,7 @@ class Teacher:
         place = find_target(target)
         tapped, self._names = tap(model, tensors, path)
         self._own = {value.name for value in model.graph.outputs}
-        self._path = path
+        self._path, self.digest = path, io.sha256(model.meta[io.FILES])
         try:
             self._session = runtime.open_session(tapped, place)
             self.session: Session = runtime.open_session(model, place)

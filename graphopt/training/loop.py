@@ -179,6 +179,7 @@ class Training:
             else None
         )
         digests = [d.digest() for d in (self._data, evaluation) if d]
+        digests += [self._teacher.digest] if self._teacher else []
         facts = {**dataclasses.asdict(settings), "checkpoint": "", "digests": digests, "model": state.digest(model)}
         self._mark = state.fingerprint(facts)
 

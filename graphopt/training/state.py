@@ -15,7 +15,7 @@ import torch
 from graphopt import io
 from graphopt.errors import UserError
 
-_VERSION = 1
+_VERSION = 2
 
 
 def fingerprint(facts: Mapping[str, Any]) -> str:
@@ -24,14 +24,14 @@ def fingerprint(facts: Mapping[str, Any]) -> str:
 
 
 def digest(model: ir.Model) -> str:
-    """Return a hash of a model: its operators, their inputs and outputs, and the content of its initializers."""
-    found = hashlib.sha256()
-    for node in io.nodes(model):
-        names = [value.name if value else None for value in (*node.inputs, *node.outputs)]
-        found.update(repr((node.domain, node.op_type, names, sorted(node.attributes))).encode())
+    """Return a hash of a model: its operators with their attributes, inputs and outputs, and its initializers."""
+    found = hashlib.sha256(repr(sorted(model.opset_imports.items())).encode())
+    for node in (*model.graph, *(node for function in model.functions.values() for node in function)):
+        found.update(ir.serde.serialize_node(node).SerializeToString(deterministic=True))
     for name, value in model.graph.initializers.items():
         if value.const_value is not None:
-            found.update(name.encode() + value.const_value.tobytes())
+            found.update(f"{name} {value.const_value.dtype} {value.const_value.shape}".encode())
+            found.update(value.const_value.tobytes())
     return found.hexdigest()
 
 
