@@ -49,6 +49,9 @@ EXTERNAL = "graphopt.external"
 _LARGE = 257
 """That number where the model's size alone asks for it."""
 
+_WRITERS = min((os.cpu_count() or 1) + 1, 4)
+"""Tensors to write at a time: some may be computed while others are written."""
+
 LENGTH = "graphopt.length"
 """Key of `Model.meta`: bytes of the model when it was last serialized; only for whoever knows that it did not change."""
 
@@ -139,7 +142,7 @@ def _externalized(model: ir.Model, path: Path, limit: int) -> ir.Model:
     large = [value for value in detachable(copy) if value.const_value is not None and value.const_value.nbytes >= limit]
     found = [value.const_value for value in large if value.const_value is not None]
     embed(copy, keep=large)
-    moved = ir.external_data.convert_tensors_to_external(found, path.parent, f"{path.name}.data")
+    moved = ir.external_data.convert_tensors_to_external(found, path.parent, f"{path.name}.data", max_workers=_WRITERS)
     for value, tensor in zip(large, moved, strict=True):
         value.const_value = tensor
     return copy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
@@ -57,6 +58,7 @@ class Store:
         self._encoded: Encoded | None = None
         self._waiting: set[str] = set()
         self._is_chosen = False
+        self._lock = threading.Lock()  # tensors may be written at the same time
         self._parts = [self._numbers(), self._scales(), *([] if kind.symmetric else [self._zeros()])]
 
     def round_by(self, moments: np.ndarray) -> None:
@@ -118,13 +120,14 @@ class Store:
         return _Part(suffix, dtype, layout.scales, lambda found: layout.whole_scales(take(found)))
 
     def _make(self, part: _Part) -> ir.TensorProtocol:
-        if self._encoded is None:
-            self._encoded = self._encode(functools.partial(encode, search=self._search))
-            self._waiting = {other.suffix for other in self._parts}
-        array = part.take(self._encoded)
-        self._waiting.discard(part.suffix)
-        if not self._waiting and not self._is_chosen:
-            self._encoded = None
+        with self._lock:
+            if self._encoded is None:
+                self._encoded = self._encode(functools.partial(encode, search=self._search))
+                self._waiting = {other.suffix for other in self._parts}
+            array = part.take(self._encoded)
+            self._waiting.discard(part.suffix)
+            if not self._waiting and not self._is_chosen:
+                self._encoded = None
         if part.dtype.bitwidth < 8:
             return ir.PackedTensor(pack(array, part.dtype.bitwidth), part.dtype, shape=part.shape)
         return ir.Tensor(np.ascontiguousarray(array), part.dtype)

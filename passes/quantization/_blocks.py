@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -13,11 +11,10 @@ from graphopt.passes.quantization._block_bytes import WORD, widen, words
 from graphopt.passes.quantization._block_kinds import Kind
 from graphopt.passes.quantization._block_scales import choose
 
-_PART = 1 << 17
-"""Elements to encode at a time: they stay in the cache."""
-_WIDE, _NARROW = 1024, 64
+_PART = 3 << 18
+"""Elements to encode at a time: with fewer, threads that encode other weights would take turns in Python too often."""
+_WIDE, _NARROW = 4096, 64
 """Columns to encode at a time, where rows or where columns lie in one piece in memory."""
-_THREADS = min(os.cpu_count() or 1, 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +54,10 @@ def encode(
     scales = np.empty((count, columns), scale_type)
     zeros = None if kind.symmetric else np.empty((count, columns), np.uint8)
 
-    def work(where: slice) -> None:
+    lying = abs(weight.strides[0]) > abs(weight.strides[1])
+    step = min(_WIDE if lying else _NARROW, max(_NARROW, _PART // block))
+    for left in range(0, columns, step):
+        where = slice(left, min(left + step, columns))
         width = where.stop - where.start
         each = max(1, _PART // (block * width))
         memory = np.empty((2, each * block * width), np.float32)
@@ -74,12 +74,6 @@ def encode(
                 numbers[where, first:last] = words(found, block, kind).transpose(2, 0, 1)
             else:
                 numbers[inside, where] = found.reshape(-1, width)
-
-    lying = abs(weight.strides[0]) > abs(weight.strides[1])
-    width = min(_WIDE if lying else _NARROW, max(_NARROW, _PART // block))
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for _ in pool.map(work, (slice(start, min(start + width, columns)) for start in range(0, columns, width))):
-            pass
     return Encoded(numbers.view(np.uint8) if pack else numbers, scales, zeros)
 
 
