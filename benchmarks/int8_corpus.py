@@ -17,10 +17,14 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from graphopt.data import Batch
+from graphopt.runtime import Port
 
 _LIMIT_SECONDS = 240
 
@@ -36,6 +40,21 @@ def plausible(kind: str, shape: list[int], dtype: np.dtype, rng: np.random.Gener
         smooth = coarse.repeat(8, -2).repeat(8, -1)[..., : shape[-2], : shape[-1]]
         array = 0.7 * smooth + 0.3 * array
     return array.astype(dtype)
+
+
+def generated(ports: Sequence[Port], shapes: dict[str, Any], samples: int) -> list[Batch]:
+    """Return batches of plausible inputs, of shapes and kinds that are known, or as declared."""
+    rng = np.random.default_rng(0)
+    batches: list[Batch] = []
+    for _ in range(samples):
+        feeds = {}
+        for port in ports:
+            assert port.dtype is not None
+            declared = {"kind": "normal", "shape": [d if isinstance(d, int) else 1 for d in port.shape or ()]}
+            known = shapes.get(port.name) or declared
+            feeds[port.name] = plausible(known["kind"], known["shape"], port.dtype.numpy(), rng)
+        batches.append((feeds, None))
+    return batches
 
 
 def sweep_one(path: str, shapes: dict[str, Any], min_sqnr: float, samples: int) -> dict[str, Any]:
@@ -55,16 +74,7 @@ def sweep_one(path: str, shapes: dict[str, Any], min_sqnr: float, samples: int) 
         ports = runtime.model_inputs(model)
     except (UserError, runtime.ExecutionError) as error:
         return {"result": "float model does not run", "why": str(error)[:200]}
-    rng = np.random.default_rng(0)
-    batches = []
-    for _ in range(samples):
-        feeds = {}
-        for port in ports:
-            assert port.dtype is not None
-            declared = {"kind": "normal", "shape": [d if isinstance(d, int) else 1 for d in port.shape or ()]}
-            known = shapes.get(port.name) or declared
-            feeds[port.name] = plausible(known["kind"], known["shape"], port.dtype.numpy(), rng)
-        batches.append((feeds, None))
+    batches = generated(ports, shapes, samples)
     samples = sum(len(next(iter(feeds.values()))) for feeds, _ in batches)
     data = FactoryData("generated", lambda: batches)
     start = time.perf_counter()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from int8_corpus import plausible
+from int8_corpus import generated
 
 _LIMIT_SECONDS = 900
 _SECONDS = 5.0
@@ -73,16 +73,7 @@ def sweep_one(path: str, shapes: dict[str, Any], least: float, samples: int, whe
     model = io.load(path)
     spec.build("simplify", {})(model)
     ports = runtime.model_inputs(model)
-    rng = np.random.default_rng(0)
-    batches = []
-    for _ in range(samples):
-        feeds = {}
-        for port in ports:
-            assert port.dtype is not None
-            declared = {"kind": "normal", "shape": [d if isinstance(d, int) else 1 for d in port.shape or ()]}
-            known = shapes.get(port.name) or declared
-            feeds[port.name] = plausible(known["kind"], known["shape"], port.dtype.numpy(), rng)
-        batches.append((feeds, None))
+    batches = generated(ports, shapes, samples)
     count = sum(len(next(iter(feeds.values()))) for feeds, _ in batches)
     data = FactoryData("generated", lambda: batches)
     session = runtime.open_session(model, place)

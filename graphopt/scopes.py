@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -19,6 +19,18 @@ def subgraphs(attribute: ir.Attr) -> Sequence[ir.Graph]:
 def roots(model: ir.Model) -> list[ir.Graph]:
     """Return the main graph and the functions' graphs, which see nothing outside themselves."""
     return [model.graph, *(function.graph for function in model.functions.values())]
+
+
+def main_and_bodies(model: ir.Model) -> list[ir.Graph]:
+    """Return the main graph and the bodies of control flow in it, without functions."""
+    return [model.graph, *model.graph.subgraphs()]
+
+
+def function_nodes(model: ir.Model) -> Iterator[tuple[str, ir.Node]]:
+    """Yield the nodes of functions and of the bodies in them, each with the name of its function."""
+    for function in model.functions.values():
+        for graph in (function.graph, *function.subgraphs()):
+            yield from ((function.name, node) for node in graph)
 
 
 def undefined(graph: ir.Graph, outer: frozenset[ir.Value] = frozenset()) -> str | None:

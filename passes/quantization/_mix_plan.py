@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import onnx_ir as ir
 
+from graphopt import scopes
 from graphopt.passes.quantization import _plan
 from graphopt.passes.quantization._kernels import Role
 from graphopt.passes.quantization._ranges import Range
@@ -53,7 +54,7 @@ class Planner:
             sources: the sources of noise when as much as possible is quantized.
             by_time: leave in float what takes less time there, as far as times tell; else quantize as much as possible.
         """
-        self._graphs = [model.graph, *model.graph.subgraphs()]
+        self._graphs = scopes.main_and_bodies(model)
         self._recorded, self._ops, self._times = recorded, ops, times
         self._weighed = times if by_time else None
         self._known = frozenset(sources)

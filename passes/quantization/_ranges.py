@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graphopt import scopes
 from graphopt.errors import UserError, did_you_mean
 from graphopt.passbase import FACT_PREFIX
 
@@ -136,8 +137,6 @@ def _all(model: ir.Model) -> dict[str, dict[str, Range]]:
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:
     """Yield the values of the main graph and of the bodies in it."""
-    inside = {graph for function in model.functions.values() for graph in (function.graph, *function.subgraphs())}
-    for graph in (model.graph, *model.graph.subgraphs()):
-        if graph not in inside:
-            yield from graph.inputs
-            yield from (value for node in graph for value in node.outputs)
+    for graph in scopes.main_and_bodies(model):
+        yield from graph.inputs
+        yield from (value for node in graph for value in node.outputs)

@@ -26,7 +26,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import graphs, runtime, saturation, target
+from graphopt import graphs, runtime, saturation, scopes, target
 from graphopt.activations import observe
 from graphopt.data import Data, open_data
 from graphopt.fidelity import Fidelity
@@ -69,8 +69,8 @@ class AvoidSaturation(Pass):
     target: str = param("cpu", "where the simulation runs")
 
     def call(self, model: ir.Model) -> Result:
-        audited = [(graph, site) for graph in _main_and_bodies(model) for site in sites(graph)]
-        operators = [operator for graph in _main_and_bodies(model) for operator in integer_operators(graph)]
+        audited = [(graph, site) for graph in scopes.main_and_bodies(model) for site in sites(graph)]
+        operators = [operator for graph in scopes.main_and_bodies(model) for operator in integer_operators(graph)]
         layers = [(graph, site) for graph, site in audited if self._channels(site).any()]
         risky = [operator for operator in operators if operator.channels(any_order=self.any_order).any()]
         report: dict[str, Any] = {
@@ -130,10 +130,6 @@ class AvoidSaturation(Pass):
 
     def _channels(self, site: Site) -> np.ndarray:
         return np.asarray(site.suspicious if self.any_order else site.guilty.any(axis=1))
-
-
-def _main_and_bodies(model: ir.Model) -> list[ir.Graph]:
-    return [model.graph, *model.graph.subgraphs()]
 
 
 def _obstacle(model: ir.Model, site: Site, way: str) -> str | None:
@@ -279,7 +275,7 @@ def _out_of_reach(model: ir.Model) -> Iterator[tuple[str, str]]:
         for graph in (function.graph, *function.subgraphs()):
             for site in sites(graph):
                 yield label(site.node), f"it is part of function {function.name}; inline functions"
-    for graph in _main_and_bodies(model):
+    for graph in scopes.main_and_bodies(model):
         for node in graph:
             if node.op_type != "MatMul" or is_constant(input_of(node, 1)):
                 continue

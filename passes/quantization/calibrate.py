@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import activations, io, runtime, target
+from graphopt import activations, io, runtime, scopes, target
 from graphopt.data import Data, open_data
 from graphopt.errors import UserError, did_you_mean
 from graphopt.passbase import EXACT, Pass, PreconditionError, Result, param
@@ -168,9 +168,7 @@ def wanted(model: ir.Model) -> list[ir.Value]:
     These are what integer kernels read and yield; where the result of one goes through nothing but a Relu or
     Clip, what comes out of that, so that the runtime's own fusion of the two survives.
     """
-    inside = {graph for function in model.functions.values() for graph in (function.graph, *function.subgraphs())}
-    graphs = [graph for graph in (model.graph, *model.graph.subgraphs()) if graph not in inside]
-    units = [unit for graph in graphs for unit in group(graph)[0]]
+    units = [unit for graph in scopes.main_and_bodies(model) for unit in group(graph)[0]]
     carried = {value: unit for unit in units if unit.role in (Role.CARRIER, Role.RESCALE) for value in unit.outputs}
     computing = [unit for unit in units if unit.role in (Role.ANCHOR, Role.ARITHMETIC)]
     values = dict.fromkeys(_source(v, carried) for unit in computing for v in (*unit.inputs, *unit.outputs))

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import graphs, spec
+from graphopt import graphs, scopes, spec
 from graphopt.errors import UsageError, did_you_mean
 from graphopt.passbase import LOSSY, Pass, Result, param
 from graphopt.passes.quantization._dynamic import Writer
@@ -91,12 +91,11 @@ class QuantizeDynamic(Pass):
 
     def _sites(self, model: ir.Model) -> Iterator[tuple[ir.Node, str | None]]:
         """Yield nodes with weights, and why they stay in float, or None."""
-        inside = {graph for function in model.functions.values() for graph in (function.graph, *function.subgraphs())}
-        for graph in (model.graph, *model.graph.subgraphs()):
-            for node in graph:
-                if graphs.is_op(node, *_UNSUITED, "MatMul", "Gemm", "LSTM") or _looks_up(node):
-                    home = "it is part of a function; inline functions" if graph in inside else None
-                    yield node, home or self._obstacle(node)
+        for graph in scopes.main_and_bodies(model):
+            yield from ((node, self._obstacle(node)) for node in graph if _has_weights(node))
+        for function, node in scopes.function_nodes(model):
+            if _has_weights(node):
+                yield node, f"it is part of function {function}; inline functions"
 
     def _obstacle(self, node: ir.Node) -> str | None:
         if node.op_type in _UNSUITED:
@@ -118,6 +117,10 @@ class QuantizeDynamic(Pass):
         ):
             return "its table is used in float, too"
         return None if np.isfinite(table.const_value.numpy()).all() else "its table is not finite"
+
+
+def _has_weights(node: ir.Node) -> bool:
+    return graphs.is_op(node, *_UNSUITED, "MatMul", "Gemm", "LSTM") or _looks_up(node)
 
 
 def _looks_up(node: ir.Node) -> bool:

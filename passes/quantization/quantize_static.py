@@ -16,7 +16,7 @@ from typing import Literal
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from graphopt import graphs, spec
+from graphopt import graphs, scopes, spec
 from graphopt.errors import UsageError, did_you_mean
 from graphopt.passbase import LOSSY, Pass, PreconditionError, Result, param
 from graphopt.passes.quantization import _islands, _plan, _ranges
@@ -102,10 +102,7 @@ class QuantizeStatic(Pass):
 
     def _plans(self, model: ir.Model, recorded: dict[str, _ranges.Range]) -> list[tuple[ir.Graph, _plan.Plan]]:
         """Return what to quantize in every graph, inner ones before the graphs around them, which they read from."""
-        inner = {
-            id(graph) for function in model.functions.values() for graph in (function.graph, *function.subgraphs())
-        }
-        found = [graph for graph in (model.graph, *model.graph.subgraphs()) if id(graph) not in inner]
+        found = scopes.main_and_bodies(model)
         return [(graph, _plan.make(graph, recorded, self.exclude, self.ops)) for graph in reversed(found)]
 
     def audit(self, optimized: ir.Model) -> list[tuple[str, str]]:
@@ -115,7 +112,6 @@ class QuantizeStatic(Pass):
 
 def _out_of_reach(model: ir.Model) -> Iterator[tuple[str, str]]:
     """Yield a row for every convolution or matrix product inside a function."""
-    for function in model.functions.values():
-        reason = f"it is part of function {function.name}; inline functions"
-        for graph in (function.graph, *function.subgraphs()):
-            yield from ((label(node), reason) for node in graph if node.op_type in ANCHORS)
+    for function, node in scopes.function_nodes(model):
+        if node.op_type in ANCHORS:
+            yield label(node), f"it is part of function {function}; inline functions"

@@ -167,12 +167,10 @@ class QuantizeWeights(Pass):
 
     def _plan(self, model: ir.Model) -> tuple[list[tuple[str, str]], dict[Site, Store]]:
         """Return why nodes are skipped, and how the weights of the others are stored; shared weights share a store."""
-        rows = [row for graph in (model.graph, *model.graph.subgraphs()) for node in graph for row in self._row(node)]
+        rows = [row for graph in scopes.main_and_bodies(model) for node in graph for row in self._row(node)]
         rows += [
             (node, "it belongs to a function; run simplify first, which inlines functions")
-            for function in scopes.roots(model)[1:]
-            for graph in (function, *function.subgraphs())
-            for node in graph
+            for _, node in scopes.function_nodes(model)
             if graphs.is_op(node, *self.ops)
         ]
         chosen = {(row.node, row.index) for _, row in rows if isinstance(row, Site)}

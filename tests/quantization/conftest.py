@@ -14,6 +14,7 @@ from graphopt import compare, runtime, target
 from graphopt.passbase import Result
 from graphopt.passes.quantization.calibrate import Calibrate
 from graphopt.passes.quantization.quantize_static import QuantizeStatic
+from graphopt.pipeline import duplicate
 
 CPU = target.find("cpu", 1)
 
@@ -113,3 +114,17 @@ def quantize() -> Callable[..., Quantized]:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def narrowed(build: Callable[..., ir.Model]) -> Callable[..., tuple[ir.Model, ir.Model]]:
+    """Make a float model of one input x, and the same in integers with 4-bit weights."""
+
+    def make(text: str, arrays: Mapping[str, Any], data: np.ndarray, **fields: Any) -> tuple[ir.Model, ir.Model]:
+        reference = build(text, **arrays)
+        model = duplicate(reference)
+        Calibrate({"x": data}, threads=1)(model)
+        QuantizeStatic(**{"weights": "int4", **fields})(model)
+        return reference, model
+
+    return make

@@ -8,10 +8,7 @@ from graphopt import io, runtime
 from graphopt.errors import UserError
 from graphopt.passbase import PreconditionError
 from graphopt.passes.quantization._quantized import layers
-from graphopt.passes.quantization.calibrate import Calibrate
 from graphopt.passes.quantization.correct_bias import CorrectBias
-from graphopt.passes.quantization.quantize_static import QuantizeStatic
-from graphopt.pipeline import duplicate
 from graphopt.target import find
 
 CPU = find("cpu", 1)
@@ -33,15 +30,11 @@ X = np.random.default_rng(3).normal(0.3, 1, (64, 4, 8, 8)).astype(np.float32)
 
 
 @pytest.fixture
-def pair(build):
-    """A float model and the same in integers with 4-bit weights."""
+def pair(narrowed):
+    """The network, or another, and the same with 4-bit weights."""
 
     def make(text=NETWORK, arrays=WEIGHTS, data=X, **fields):
-        reference = build(text, **arrays)
-        model = duplicate(reference)
-        Calibrate({"x": data}, threads=1)(model)
-        QuantizeStatic(**{"weights": "int4", **fields})(model)
-        return reference, model
+        return narrowed(text, arrays, data, **fields)
 
     return make
 

@@ -10,8 +10,6 @@ from graphopt import compare, io, runtime, target
 from graphopt.errors import UserError
 from graphopt.passbase import PreconditionError
 from graphopt.passes.quantization._sections import sections
-from graphopt.passes.quantization.calibrate import Calibrate
-from graphopt.passes.quantization.quantize_static import QuantizeStatic
 from graphopt.passes.quantization.reconstruct import Reconstruct
 from graphopt.pipeline import duplicate
 
@@ -44,13 +42,9 @@ TEST = smooth(64, 1)
 
 
 @pytest.fixture
-def pair(build):
-    """A float model and the same with 4-bit weights."""
-    reference = build(NETWORK, **WEIGHTS)
-    model = duplicate(reference)
-    Calibrate({"x": X}, threads=1)(model)
-    QuantizeStatic(weights="int4")(model)
-    return reference, model
+def pair(narrowed):
+    """The network, and the same with 4-bit weights."""
+    return narrowed(NETWORK, WEIGHTS, X)
 
 
 def sqnr(reference, model):

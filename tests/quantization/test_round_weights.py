@@ -48,15 +48,11 @@ TEST = smooth(64, 1)
 
 
 @pytest.fixture
-def pair(build):
-    """A float model and the same in integers with 4-bit weights."""
+def pair(narrowed):
+    """The network, or another, and the same with 4-bit weights."""
 
     def make(text=NETWORK, arrays=WEIGHTS, data=X, **fields):
-        reference = build(text, **arrays)
-        model = duplicate(reference)
-        Calibrate({"x": data}, threads=1)(model)
-        QuantizeStatic(**{"weights": "int4", **fields})(model)
-        return reference, model
+        return narrowed(text, arrays, data, **fields)
 
     return make
 
