@@ -25,6 +25,9 @@ _INTEGER, _FLOAT = "integer", "float"
 _LEVELS = 32
 """A Concat must leave each input this many of the 256 levels."""
 
+_SUMS = ("Add", "Sub", "Sum", "Where")
+"""In whose result something narrower than one of 256 levels is not there any more."""
+_EXPONENTIALS = ("Softmax", "LogSoftmax")
 _NO_RANGE = "no range was recorded for '{}'; run calibrate on data without NaN"
 _TAIL = "what reads it computes in float, where float costs nothing and keeps more"
 _HEAD = "nothing before it is quantized, and float costs nothing there"
@@ -120,6 +123,13 @@ def _obstacle(
         narrow = next((v for v in unit.inputs if _width(ranges[v]) * 256 < total * _LEVELS), None)
         if narrow is not None:
             return f"'{narrow.name}' would keep fewer than {_LEVELS} of the 256 levels beside its wider neighbours"
+    if unit.node.op_type in _SUMS:
+        total = _width(ranges[unit.outputs[0]]) if unit.outputs[0] in ranges else 0.0
+        lost = next((v for v in unit.inputs if _width(ranges[v]) * 256 < total), None)
+        if lost is not None:
+            return f"'{lost.name}' would vanish in a range of {total:.3g}, that of a mask perhaps"
+    if unit.node.op_type in _EXPONENTIALS and _width(ranges[unit.inputs[0]]) > 256:
+        return f"one of 256 steps of '{unit.inputs[0].name}' would be a factor of e or more, because of a mask perhaps"
     return None
 
 

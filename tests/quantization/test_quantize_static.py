@@ -692,3 +692,20 @@ def test_a_choice_between_constants(build, sample, quantize):
                     head=LAYER.replace("w2", "w2, float one, float two"), one=np.float32(1), two=np.float32(2))  # fmt: skip
     done = quantize(model, sample(**X))
     assert done.reasons["Where of 's'"] == "all that it reads is constant"
+
+
+@pytest.mark.parametrize("far", [-3.4e38, -1e4])
+def test_a_mask_does_not_wipe_out_what_it_is_added_to(build, quantize, sample, far):
+    """Attention scores plus the lowest number there is: in 256 levels nothing but the mask is left."""
+    model = build(
+        """g (float[N,4,8] x, float[N,4,4] mask, float[8,8] w, float[8,8] v) => (float[N,4,8] y) {
+          q = MatMul(x, w)  t = Transpose<perm = [0, 2, 1]>(x)  s = MatMul(q, t)
+          [masked] a = Add(s, mask)  [soft] p = Softmax(a)  h = MatMul(p, x)  y = MatMul(h, v) }""",
+        w=(8, 8),
+        v=(8, 8),
+    )
+    mask = np.where(np.tril(np.ones((4, 4))) > 0, 0, far).astype(np.float32)
+    made = quantize(model, {**sample(x=[16, 4, 8]), "mask": np.broadcast_to(mask, (16, 4, 4)).copy()})
+    assert "'s' would vanish in a range of" in made.reasons["masked"]
+    assert "would be a factor of e or more" in made.reasons["soft"]
+    assert made.sqnr["y"] > 20
