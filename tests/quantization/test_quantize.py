@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 
-from graphopt import io, spec
+from graphopt import compare, io, runtime, spec, target
 from graphopt.passbase import PreconditionError
 from graphopt.passes.quantization import _plan, _ranges
 from graphopt.passes.quantization.calibrate import Calibrate
@@ -17,6 +19,7 @@ NET = """
       [second] y = Conv<pads = [1, 1, 1, 1]>(r, w2, b2)
     }
 """
+CPU = target.find("cpu", 1)
 WEIGHTS = {"w1": (32, 16, 3, 3), "b1": (32,), "w2": (32, 32, 3, 3), "b2": (32,)}
 
 
@@ -92,3 +95,42 @@ def test_bytes_are_the_same_twice(build, data):
         Quantize(data, seconds=0.3)(model)
         made.append(io.to_proto(model).SerializeToString(deterministic=True))
     assert made[0] == made[1]
+
+
+ENCODER = """g (float[N,T,128] x, float[128,512] w, float[512] b, float[512,128] v, float[128] one, float[128] zero)
+  => (float[N,T,128] y) {
+    n = LayerNormalization(x, one, zero)
+    h = MatMul(n, w)
+    i = Add(h, b)
+    r = Relu(i)
+    p = MatMul(r, v)
+    s = Add(p, n)
+    y = LayerNormalization(s, one, zero)
+}"""
+
+
+@pytest.mark.parametrize(("outlier", "how"), [(1.0, "dynamic"), (300.0, "dynamic, smoothed by Mul")])
+def test_scales_of_run_time(build, sample, monkeypatch, outlier, how):
+    """Operators come fused. What a residual connection reads, too, cannot take factors over, so a Mul does."""
+    monkeypatch.setattr("graphopt.passes.quantization.quantize.pays", lambda latency: True)
+    model = build(ENCODER, w=(128, 512), b=(512,), v=(512, 128), one=(128,), zero=(128,))
+    gain = np.ones(128, np.float32)
+    gain[5] = outlier
+    model.graph.initializers["one"].const_value = ir.tensor(gain, name="one")
+    reference = runtime.open_session(model, CPU)
+    feeds = sample(x=[32, 8, 128])
+    result = Quantize(feeds, method="dynamic", min_sqnr=30.0, seconds=0.1)(model)
+    assert result.report["how"].startswith(how)
+    assert "DynamicQuantizeMatMul" in {node.op_type for node in model.graph}
+    test = sample(x=[16, 8, 128])
+    got = runtime.open_session(model, CPU).run(test)["y"]
+    assert compare.sqnr(reference.run(test)["y"], got) > 28
+
+
+def test_a_mixed_placement_is_not_looked_for_where_scales_of_run_time_will_do(build, sample, monkeypatch):
+    monkeypatch.setattr("graphopt.passes.quantization.quantize.pays", lambda latency: True)
+    monkeypatch.setattr("graphopt.passes.quantization.quantize._Trial._mixed", lambda *asked: pytest.fail("not needed"))
+    model = build(ENCODER, w=(128, 512), b=(512,), v=(512, 128), one=(128,), zero=(128,))
+    report = Quantize(sample(x=[32, 8, 128]), min_sqnr=20.0, seconds=0.1)(model).report
+    assert report["tried"][0].startswith("dynamic: ")
+    assert any(row.startswith("static, ") for row in report["tried"])
