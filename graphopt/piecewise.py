@@ -17,8 +17,11 @@ from graphopt.runtime import Arrays
 from graphopt.target import Target
 
 _DRAWS = 5
+"""How often pieces run."""
 _ROUNDINGS = 4.0
+"""How many times as far as by one rounding a piece may move, since a pass rounds in several places."""
 _CEILING = 1e-2
+"""Relative error that nothing excuses."""
 _QUANTIZERS = ("QuantizeLinear", "DynamicQuantizeLinear")
 
 
@@ -70,7 +73,12 @@ def first_mismatch(
             reason = None if _is_explained(_median(one, two), step, one[0], rtol) else reason
         if reason:
             return f"'{value.name}': {reason}"
-    return None
+    fixed = [value.name or "" for value in candidate.graph.outputs if value not in held]
+    if not fixed:
+        return None
+    whole = [runtime.open_session(model, target).run(feeds) for model in (reference, candidate)]
+    there, here = ({name: arrays[name] for name in fixed} for arrays in whole)
+    return compare.first_mismatch(there, here, rtol)
 
 
 class _Pieces:

@@ -147,3 +147,10 @@ def test_bodies_read_what_is_given(parse):
     feeds = {"x": np.random.default_rng(0).normal(0, 1, (4, 3)).astype(np.float32), "flag": np.array(True)}
     assert mismatch(parse(text), parse(text), feeds) is None
     assert "'y'" in mismatch(parse(text), parse(text.replace("Exp", "Tanh")), feeds)
+
+
+def test_outputs_that_depend_on_no_input_are_compared_too(parse):
+    text = "g (float[N,3] x) => (float[N,3] y, float[3] z) <float[3] k = {1.0, 2.0, 3.0}> { y = Mul(x, k)  z = Exp(k) }"
+    feeds = {"x": np.random.default_rng(0).normal(0, 1, (4, 3)).astype(np.float32)}
+    assert mismatch(parse(text), parse(text), feeds) is None
+    assert "output 'z'" in mismatch(parse(text), parse(text.replace("Exp", "Neg")), feeds)

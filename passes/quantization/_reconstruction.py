@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -78,13 +79,15 @@ class Soft(nn.Module):  # type: ignore[misc]  # torch is optional, so mypy skips
         self.learned = nn.ModuleDict({str(number): w for number, w in enumerate(self._weights.values())})
 
     @staticmethod
-    def _bias(part: ir.Model, weight: _Weight, producers: Mapping[str | None, ir.Node], taken: object) -> str | None:
+    def _bias(
+        part: ir.Model, weight: _Weight, producers: Mapping[str | None, ir.Node], taken: Counter[str]
+    ) -> str | None:
         """Put a float bias in place of the one of a layer; return its name, None where there is none."""
         bias = weight.bias_place
         if bias is None:
             return None
         node = producers[bias.node.outputs[0].name]
-        held = graphs.initializer(part.graph, weight.stored_bias, f"{node.outputs[0].name}_b", taken)  # type: ignore[arg-type]
+        held = graphs.initializer(part.graph, weight.stored_bias, f"{node.outputs[0].name}_b", taken)
         node.replace_input_with(bias.index, held)
         return held.name
 
