@@ -13,8 +13,10 @@ from graphopt.target import Target
 
 _TIE = 0.97
 """An interval of the speed-up that contains 1 and starts no lower than this counts as no slower."""
+_CLEAR = 1.05
+"""An interval that starts here or further on is not a matter of chance."""
 _LONGER = 3
-"""How much longer to measure where an interval leaves it open whether the result is slower."""
+"""How much longer to measure where a first attempt leaves it open whether the result is slower."""
 
 
 class Race:
@@ -36,7 +38,7 @@ class Race:
     def against_float(self, made: ir.Model) -> Latency:
         """Time a model until it is known whether it is slower, or a first attempt and a longer one are over."""
         latency = self._compare(made)
-        is_open = latency.ci95[0] < _TIE and latency.ci95[1] >= 1
+        is_open = latency.ci95[0] < _CLEAR and latency.ci95[1] >= 1
         return self._compare(made, _LONGER) if is_open else latency
 
     def _compare(self, made: ir.Model, times: float = 1) -> Latency:
