@@ -9,23 +9,13 @@ alone, so that a step costs the same for any amount of data, and its gradient ha
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graphopt.passbase import PreconditionError
 from graphopt.passes.quantization._gptq import Levels, Objective
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-_LOW, _HIGH = -0.1, 1.1
 _RATE = 0.05
-_PENALTY = 10.0
-"""Of all numbers undecided, in units of the error of nearest rounding."""
-_WARMUP = 0.2
-"""Share of the steps before the penalty sets in."""
-_BETA = 20.0, 2.0
 
 
 def require_torch(otherwise: str) -> None:
@@ -55,6 +45,8 @@ def learned(
     """
     import torch
 
+    from graphopt.training.rounding import penalty, shares, start
+
     ratio = weight / scale[..., None]
     down = np.floor(ratio)
     nearest = objective.error(levels.nearest(ratio) * scale[..., None])
@@ -73,30 +65,3 @@ def learned(
         optimizer.step()
     h = shares(v.detach()).numpy().astype(np.float64)
     return np.clip(down + (h >= 0.5), levels.low, levels.high), h
-
-
-def start(share: np.ndarray) -> Tensor:
-    """Return v such that h is a share between 0 and 1, or nearly so."""
-    import torch
-
-    inner = np.clip((share - _LOW) / (_HIGH - _LOW), 1e-3, 1 - 1e-3)
-    return torch.from_numpy(np.log(inner / (1 - inner)).astype(np.float32))
-
-
-def shares(v: Tensor) -> Tensor:
-    """Return h."""
-    return (v.sigmoid() * (_HIGH - _LOW) + _LOW).clamp(0, 1)
-
-
-def penalty(h: Tensor, progress: float) -> Tensor | float:
-    """Return the penalty on shares that are neither 0 nor 1, in units of the error of nearest rounding.
-
-    Args:
-        h: shares.
-        progress: how much of the training is done, 0 to 1.
-    """
-    late = (progress - _WARMUP) / (1 - _WARMUP)
-    if late <= 0:
-        return 0.0
-    beta = _BETA[1] + (_BETA[0] - _BETA[1]) * (1 - late)
-    return _PENALTY * (1 - (2 * h - 1).abs().pow(beta)).mean()

@@ -12,8 +12,10 @@ import onnx_ir as ir
 from graphopt import runtime
 from graphopt.data import Data, open_data
 from graphopt.passbase import LOSSY, Pass, PreconditionError, param
+from graphopt.passes.quantization import _parts
+from graphopt.passes.quantization._moments import unreadable
 from graphopt.passes.quantization._quantized import layers
-from graphopt.passes.quantization._twins import Reference
+from graphopt.passes.quantization._twins import Reference, Twin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,3 +54,28 @@ class Recovery(Pass):
         if next(layers(model.graph), None) is None:
             raise PreconditionError("no layer has integer weights; run calibrate and quantize-static first")
         open_data(self.data).check(runtime.model_inputs(model))
+
+
+def refusal(twin: Twin) -> str | None:
+    """Return why the weight of a layer must stay as it is, or None."""
+    layer, node, weight = twin.layer, twin.layer.node, twin.layer.weight
+    integers = weight.integers
+    reason = unreadable(node, integers)
+    if reason:
+        return reason
+    if weight.dtype.is_floating_point():
+        return "its weight is of narrow floats"
+    if weight.axis is not None and weight.axis != layer.channel_axis:
+        return "its scales are not those of output channels"
+    value: ir.Value | None = weight.source
+    while value is not None and value is not node.inputs[1]:
+        if len(value.uses()) != 1 or value.is_graph_output():
+            return "its weight is shared"
+        value = value.consumers()[0].outputs[0]
+    if len(weight.node.outputs[0].uses()) != 1:
+        return "its weight is shared"
+    if weight.dtype.bitwidth == 2 and np.all(integers != 0):
+        return "its weight is binary"
+    bias = _parts.bias_of(layer)
+    bare = node.op_type == "MatMul" and _parts.biased(layer) is node
+    return bias if isinstance(bias, str) and not bare else None

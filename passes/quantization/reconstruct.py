@@ -24,10 +24,10 @@ from graphopt.data import open_data
 from graphopt.passbase import Result, param
 from graphopt.passes.quantization import _adaround, _parts
 from graphopt.passes.quantization._graphs import label
-from graphopt.passes.quantization._recovery import Recovery
+from graphopt.passes.quantization._recovery import Recovery, refusal
 from graphopt.passes.quantization._sections import Section, sections
+from graphopt.passes.quantization._soft import soften
 from graphopt.passes.quantization._twins import Twin, open_reference, read, twins
-from graphopt.passes.quantization.round_weights import refusal
 from graphopt.pipeline import duplicate
 from graphopt.runtime import ExecutionError
 
@@ -64,7 +64,7 @@ class Reconstruct(Recovery):
         _adaround.require_torch("use round-weights")
 
     def call(self, model: ir.Model) -> Result:
-        from graphopt.passes.quantization import _reconstruction
+        from graphopt.training import rounding
 
         reference = open_reference(self.reference, "reconstruct")
         found, skipped = twins(model, reference, "reconstruct")
@@ -78,7 +78,8 @@ class Reconstruct(Recovery):
             reason = _untrainable(inside, feeds, wanted)
             if not reason:
                 try:
-                    soft = _reconstruction.Soft(_part(model, section), inside)
+                    part = _part(model, section)
+                    soft = rounding.Soft(part, soften(part, inside))
                     if soft.shape(feeds) != wanted.shape[1:]:
                         reason = f"the reference has '{section.target.name}' of another shape there"
                 except ExecutionError as error:
@@ -87,11 +88,12 @@ class Reconstruct(Recovery):
                 skipped.append((section.end.name or "", reason))
                 continue
             rng = np.random.default_rng([self.seed, number])
-            gain = _reconstruction.fit(soft, feeds, wanted, self.steps, self.batch, rng)
+            gain = rounding.fit(soft, feeds, wanted, self.steps, self.batch, rng)
             gains.append(gain if gain >= _LEAST_GAIN else 0.0)
             if gains[-1]:
                 for twin, learned in zip(inside, soft.results(), strict=True):
-                    layer = _parts.write_weight(model.graph, twin.layer, learned.rows, names)
+                    rows = _parts.Rows(learned.integers, learned.scale)
+                    layer = _parts.write_weight(model.graph, twin.layer, rows, names)
                     if learned.bias is not None:
                         _parts.write_bias(model.graph, layer, learned.bias, names)
         report = {"sections": len(gains), "mean_gain_db": round(float(np.mean(gains)), 2) if gains else 0.0}

@@ -24,9 +24,9 @@ from graphopt.passbase import Result, param
 from graphopt.passes.quantization import _adaround, _parts
 from graphopt.passes.quantization._gptq import Levels, Objective, gptq, refit, search
 from graphopt.passes.quantization._graphs import label
-from graphopt.passes.quantization._moments import Moments, by_position, sampled, to_rows, unreadable
+from graphopt.passes.quantization._moments import Moments, by_position, sampled, to_rows
 from graphopt.passes.quantization._quantized import Layer
-from graphopt.passes.quantization._recovery import Recovery
+from graphopt.passes.quantization._recovery import Recovery, refusal
 from graphopt.passes.quantization._twins import Twin, open_reference, read, stages, twins
 
 _FACTORS = np.linspace(0.5, 1.1, 25)
@@ -79,7 +79,7 @@ class RoundWeights(Recovery):
     def call(self, model: ir.Model) -> Result:
         reference = open_reference(self.reference, "round-weights")
         found, skipped = twins(model, reference, "round-weights")
-        refused = [refusal(twin) for twin in found]
+        refused = [refusal(twin) or _is_too_wide(twin) for twin in found]
         skipped += [(label(t.layer.node), reason) for t, reason in zip(found, refused, strict=True) if reason]
         sites = [twin for twin, reason in zip(found, refused, strict=True) if not reason]
         names, gains, modified = _parts.Names(model), [], False
@@ -173,31 +173,10 @@ def _read(twin: Twin) -> ir.Value:
     return value
 
 
-def refusal(twin: Twin) -> str | None:
-    """Return why the weight of a layer must stay as it is, or None."""
-    layer, node, weight = twin.layer, twin.layer.node, twin.layer.weight
-    integers = weight.integers
-    reason = unreadable(node, integers)
-    if reason:
-        return reason
-    if weight.dtype.is_floating_point():
-        return "its weight is of narrow floats"
-    if to_rows(node, integers).shape[-1] > _MOST_INPUTS:
-        return f"one output reads more than {_MOST_INPUTS} numbers"
-    if weight.axis is not None and weight.axis != layer.channel_axis:
-        return "its scales are not those of output channels"
-    value: ir.Value | None = weight.source
-    while value is not None and value is not node.inputs[1]:
-        if len(value.uses()) != 1 or value.is_graph_output():
-            return "its weight is shared"
-        value = value.consumers()[0].outputs[0]
-    if len(weight.node.outputs[0].uses()) != 1:
-        return "its weight is shared"
-    if weight.dtype.bitwidth == 2 and np.all(integers != 0):
-        return "its weight is binary"
-    bias = _parts.bias_of(layer)
-    bare = node.op_type == "MatMul" and _parts.biased(layer) is node
-    return bias if isinstance(bias, str) and not bare else None
+def _is_too_wide(twin: Twin) -> str | None:
+    """Return why the moments of what a layer reads would not fit into memory, or None."""
+    width = to_rows(twin.layer.node, twin.layer.weight.integers).shape[-1]
+    return f"one output reads more than {_MOST_INPUTS} numbers" if width > _MOST_INPUTS else None
 
 
 def _goal(moments: Moments, wanted: np.ndarray, *, centred: bool) -> np.ndarray:

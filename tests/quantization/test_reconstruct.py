@@ -93,11 +93,11 @@ def test_the_same_bytes_twice(pair):
 @pytest.mark.parametrize("gain", [0.05, -3.0])
 def test_a_section_that_comes_no_closer_stays(pair, monkeypatch, gain):
     pytest.importorskip("torch")
-    from graphopt.passes.quantization import _reconstruction
+    from graphopt.training import rounding
 
     reference, model = pair
     before = io.to_proto(model).SerializeToString(deterministic=True)
-    monkeypatch.setattr(_reconstruction, "fit", lambda *asked: gain)
+    monkeypatch.setattr(rounding, "fit", lambda *asked: gain)
     result = Reconstruct(reference, {"x": X})(model)
     assert not result.modified
     assert result.report == {"sections": 2, "mean_gain_db": 0.0}

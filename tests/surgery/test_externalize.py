@@ -129,7 +129,7 @@ def test_what_fails_leaves_nothing(graphopt, weighty, tmp_path, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
 
-    def full(*args):
+    def full(*args, **options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ir.external_data, "convert_tensors_to_external", full)
