@@ -88,14 +88,19 @@ def _parts(count: int, each: int) -> list[slice]:
 def promise(report: Mapping[str, Any]) -> str:
     """Return in one line what the report of the pass avoid-saturation says."""
     layers, risky, fixed = report["layers"], report["can_saturate"], report["fixed"]
-    if not risky:
+    fused = report.get("not_audited", 0)
+    rest = f"; {fused} fused operators were not audited" if fused else ""
+    if not risky and not fused:
         return f"same results on processors without VNNI: none of {layers} integer layers can saturate there"
+    if not risky:
+        return f"none of {layers} integer layers can saturate on processors without VNNI{rest}"
     ways = {"7-bit": "coarser weights", "u8u8": "unsigned weights"}
     how = ", ".join(f"{count} by {ways[way]}" for way, count in fixed.items())
     left = risky - sum(fixed.values())
     text = f"{risky} of {layers} integer layers could saturate on processors without VNNI; fixed: {how or 'none'}"
     if left:
         text += f", {left} {'is' if left == 1 else 'are'} left"
+    text += rest
     if "sqnr_before" in report:
         text += f"; simulated, {report['sqnr_before']:.1f} dB before and {report['sqnr_after']:.1f} dB after"
     return text

@@ -32,7 +32,7 @@ from graphopt.data import Data, open_data
 from graphopt.fidelity import Fidelity
 from graphopt.passbase import LOSSY, Pass, Result, param
 from graphopt.passes.quantization._coarse import coarsen
-from graphopt.passes.quantization._graphs import input_of, is_constant, label
+from graphopt.passes.quantization._graphs import constant, input_of, is_constant, label
 from graphopt.passes.quantization._integer_operators import IntegerOperator, integer_operators
 from graphopt.passes.quantization._nodes import Nodes
 from graphopt.passes.quantization._quantized import affine
@@ -42,6 +42,7 @@ from graphopt.passes.quantization._twins import Reference, open_reference, twins
 
 _AXIS_OPSET = 13
 """Since when DequantizeLinear has one scale per channel."""
+_FUSED = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QAttention", "DynamicQuantizeLSTM")
 _NEAR = 1.5
 """How many steps a weight may be from that of the reference: rounding may be learned, other weights are another layer's."""
 
@@ -85,6 +86,8 @@ class AvoidSaturation(Pass):
         skipped = list(_out_of_reach(model))
         fixed = self._fix_layers(model, layers, floats, skipped) + self._fix_operators(model, risky, skipped)
         report["fixed"] = dict(fixed)
+        if fused := sum(1 for graph in scopes.main_and_bodies(model) for node in graph if _is_fused(node)):
+            report["not_audited"] = fused
         if trial:
             report |= trial.after(model)
         return Result(model, bool(fixed), report, skipped)
@@ -277,11 +280,19 @@ def _out_of_reach(model: ir.Model) -> Iterator[tuple[str, str]]:
                 yield label(site.node), f"it is part of function {function.name}; inline functions"
     for graph in scopes.main_and_bodies(model):
         for node in graph:
+            if _is_fused(node):
+                yield label(node), f"{node.op_type} is not audited; run avoid-saturation before fuse"
             if node.op_type != "MatMul" or is_constant(input_of(node, 1)):
                 continue
             one, two = affine(node.inputs[0]), affine(input_of(node, 1))
             if one and two and not is_constant(two.source) and two.dtype == ir.DataType.INT8:
                 yield label(node), "it multiplies by activations of int8, which saturate; quantize them to uint8"
+
+
+def _is_fused(node: ir.Node) -> bool:
+    """Tell whether an operator of ONNX Runtime multiplies by signed 8-bit weights, which may saturate in it."""
+    stored = (constant(value) for value in node.inputs)
+    return node.op_type in _FUSED and any(array is not None and array.dtype == np.int8 for array in stored)
 
 
 def _is_empty(data: object) -> bool:

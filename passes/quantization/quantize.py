@@ -56,6 +56,7 @@ class Candidate:
         reference: the float model that was quantized, with equalized channels perhaps.
         sqnr: of its worst output, dB.
         rows: `(node, reason)` of what stays in float.
+        promise: in words, how its integers fare on processors without VNNI, where that was seen to on the way.
     """
 
     how: str
@@ -63,6 +64,7 @@ class Candidate:
     reference: ir.Model
     sqnr: float
     rows: list[tuple[str, str]]
+    promise: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +175,8 @@ class _Trial:
 
     def portable(self, candidate: Candidate) -> tuple[Candidate, str]:
         """Return a candidate in which nothing saturates on processors without VNNI, and what that took, in words."""
+        if candidate.promise:
+            return candidate, candidate.promise
         made = duplicate(candidate.model)
         result = self._run("avoid-saturation", made, reference=candidate.reference, data=self._data)
         line = saturation.promise(result.report)
@@ -214,7 +218,10 @@ class _Trial:
         return self._recovered(mixed)
 
     def _dynamic(self) -> Iterator[Candidate | str]:
-        """Yield what keeps the outputs: as it is, with outliers smoothed, or the noisiest products with scales for every row."""
+        """Yield the model on scales of run time: as it is, smoothed and, if that is not enough, with scales for every row.
+
+        More and more of the noisiest products get these, until the outputs are kept.
+        """
         found = [made for fields in _SMOOTHINGS if (made := self._by_run(fields)) is not None]
         if not found:
             yield "dynamic: there is nothing to quantize"
@@ -243,13 +250,18 @@ class _Trial:
         return self._in_integers(base, how) if smoothed else None
 
     def _in_integers(self, base: ir.Model, how: str, **fields: Any) -> Candidate | None:
-        """Return a model on scales of run time; its operators are fused, without which it is often slower than in float."""
-        made = duplicate(base)
-        result = self._run("quantize-dynamic", made, **fields)
+        """Return a model on scales of run time; its operators are fused, without which it is often slower than in float.
+
+        Where it has to be portable, weights are unsigned: fused operators cannot be changed any more.
+        """
+        made, promise = duplicate(base), ""
+        result = self._run("quantize-dynamic", made, weights="uint8" if self._asked.portable else "int8", **fields)
         if not result.modified:
             return None
+        if self._asked.portable:
+            promise = saturation.promise(self._run("avoid-saturation", made).report)
         self._run("fuse", made)
-        return Candidate(how, made, base, self._sqnr(made), list(result.skipped))
+        return Candidate(how, made, base, self._sqnr(made), list(result.skipped), promise)
 
     def _noisiest(self, base: ir.Model) -> list[str]:
         """Return the names of matrix products, the one whose rounding alone leaves the worst outputs first."""

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphopt import compare, io, runtime, spec, target
+from graphopt import compare, io, runtime, saturation, spec, target
 from graphopt.passbase import PreconditionError
 from graphopt.passes.quantization import _plan, _ranges
 from graphopt.passes.quantization.calibrate import Calibrate
@@ -134,3 +134,28 @@ def test_a_mixed_placement_is_not_looked_for_where_scales_of_run_time_will_do(bu
     report = Quantize(sample(x=[32, 8, 128]), min_sqnr=20.0, seconds=0.1)(model).report
     assert report["tried"][0].startswith("dynamic: ")
     assert any(row.startswith("static, ") for row in report["tried"])
+
+
+def test_fused_operators_are_portable_too(build, sample, monkeypatch):
+    """Their weights are unsigned, so that no pair of products saturates anywhere."""
+    monkeypatch.setattr("graphopt.passes.quantization.quantize.pays", lambda latency: True)
+    model = build(ENCODER, w=(128, 512), b=(512,), v=(512, 128), one=(128,), zero=(128,))
+    report = Quantize(sample(x=[32, 8, 128]), method="dynamic", portable=True, min_sqnr=20.0, seconds=0.1)(model).report
+    assert report["portable"] == (
+        "same results on processors without VNNI: none of 2 integer layers can saturate there"
+    )
+    fused = [node for node in model.graph if node.op_type == "DynamicQuantizeMatMul"]
+    assert len(fused) == 2
+    assert all(node.inputs[1].const_value.dtype == ir.DataType.UINT8 for node in fused)
+
+
+def test_fused_operators_of_others_are_told(build, sample, monkeypatch):
+    monkeypatch.setattr("graphopt.passes.quantization.quantize.pays", lambda latency: True)
+    model = build(ENCODER, w=(128, 512), b=(512,), v=(512, 128), one=(128,), zero=(128,))
+    Quantize(sample(x=[32, 8, 128]), method="dynamic", min_sqnr=20.0, seconds=0.1)(model)
+    result = spec.build("avoid-saturation", {})(model)
+    assert result.report["not_audited"] == 2
+    assert "run avoid-saturation before fuse" in result.skipped[0][1]
+    assert saturation.promise(result.report) == (
+        "none of 0 integer layers can saturate on processors without VNNI; 2 fused operators were not audited"
+    )
