@@ -69,23 +69,6 @@ def first_mismatch(reference: Arrays, candidate: Arrays, rtol: float) -> str | N
     return f"unexpected output '{min(extra)}'" if extra else None
 
 
-def distances(reference: Arrays, candidate: Arrays) -> dict[str, float]:
-    """Return the largest difference of every output, infinity where shape, type or what is not finite differs."""
-    found = {}
-    for name, array in reference.items():
-        other = candidate.get(name)
-        if other is None or other.shape != array.shape or other.dtype != array.dtype or array.dtype.kind not in "fiub":
-            found[name] = math.inf
-            continue
-        a, b = _double(array), _double(other)
-        finite = np.isfinite(a)
-        if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(b[finite]).all():
-            found[name] = math.inf
-        else:
-            found[name] = float(np.abs(a[finite] - b[finite]).max(initial=0.0))
-    return found | dict.fromkeys(set(candidate) - set(reference), math.inf)
-
-
 def sqnr(reference: np.ndarray, candidate: np.ndarray) -> float:
     """Return the signal-to-quantization-noise ratio in dB over finite elements; infinity when equal."""
     signal, noise = sqnr_sums(reference, candidate)

@@ -7,9 +7,10 @@ from collections import defaultdict
 
 import numpy as np
 
-from graphopt import compare, padding
+from graphopt import compare
 from graphopt.data import Data, fitted_batches
 from graphopt.errors import UserError
+from graphopt.padding import Padding
 from graphopt.runtime import Arrays, ExecutionError, Port, Session
 
 _LIMIT = 64 << 20
@@ -36,7 +37,7 @@ class Fidelity:
             UserError: the model does not run on this data.
         """
         self._kept: list[tuple[Arrays, dict[str, np.ndarray], int]] = []
-        self._mask: str | None = None
+        self._padding = Padding(reference)
         first: list[tuple[dict[str, np.ndarray], int]] = []
         later: list[tuple[dict[str, np.ndarray], int]] = []
         seen = 0
@@ -55,8 +56,8 @@ class Fidelity:
             size += sum(array.nbytes for array in (*feeds.values(), *outputs.values()))
             if self._kept and size > _LIMIT:
                 break
-            self._mask = self._mask or padding.mask(reference, feeds, outputs)
-            outputs = padding.blanked(outputs, feeds, self._mask)
+            self._padding.observe(feeds, outputs)
+            outputs = self._padding.blanked(outputs, feeds)
             self._kept.append((feeds, outputs, count))
 
     @property
@@ -73,7 +74,7 @@ class Fidelity:
         signal: defaultdict[str, float] = defaultdict(float)
         noise: defaultdict[str, float] = defaultdict(float)
         for feeds, expected, count in self._kept:
-            actual = padding.blanked(session.run(feeds), feeds, self._mask)
+            actual = self._padding.blanked(session.run(feeds), feeds)
             for name, reference in expected.items():
                 if not compare.is_float(reference.dtype):
                     continue

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from graphopt import classes, compare, padding, statistics
+from graphopt import classes, compare, statistics
 from graphopt.data import Data, fitted_batches, resolve
 from graphopt.errors import UsageError, UserError, did_you_mean
+from graphopt.padding import Padding
 from graphopt.runtime import Port, Session
 
 Rows = np.ndarray
@@ -128,13 +129,13 @@ def evaluate(
     """
     if isinstance(metric, CustomMetric):
         return Score(float(metric.function(session.run, data)), None)
-    parts, mask = [], None
+    parts, padding = [], None if reference is None else Padding(reference)
     for feeds, labels, count in fitted_batches(data, inputs):
         outputs, expected = session.run(feeds), None
-        if reference is not None and metric.needs == "reference":
+        if reference is not None and padding is not None and metric.needs == "reference":
             expected = reference.run(feeds)
-            mask = mask or padding.mask(reference, feeds, expected)
-            outputs, expected = (padding.blanked(arrays, feeds, mask) for arrays in (outputs, expected))
+            padding.observe(feeds, expected)
+            outputs, expected = (padding.blanked(arrays, feeds) for arrays in (outputs, expected))
         parts.append(batch_rows(metric, outputs, labels, expected, count, data.name))
     return score(metric, parts, data.name)
 

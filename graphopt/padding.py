@@ -14,58 +14,69 @@ from graphopt.runtime import Arrays, ExecutionError, Session
 _SAME = 1e-3
 
 
-def mask(session: Session, feeds: Arrays, outputs: Arrays) -> str | None:
-    """Return the input that tells padding from content, or None.
+class Padding:
+    """The padding of a model's outputs, looked for on the first inputs that can tell.
 
-    An input [N, T] of ones and zeros is one if the model shows it, in that other inputs [N, T, ...] changed where it is
-    zero change outputs [N, T, ...] there and nowhere else, and changed in one place where it is one they change outputs in
-    other such places: positions see each other, but not these.
-
-    Args:
-        session: of the model.
-        feeds: its inputs.
-        outputs: what it computes of them.
+    Attributes:
+        mask: the input that tells padding from content, None while or because there is none.
     """
-    for name, array in feeds.items():
-        if array.ndim != 2 or array.size == 0 or not np.isin(array, (0, 1)).all():
-            continue
-        real = array.astype(bool)
-        several = np.flatnonzero(real.sum(axis=1) > 1)
-        if real.all() or not several.size:
-            continue
-        row = int(several[0])
+
+    def __init__(self, session: Session) -> None:
+        """Begin, with a session of the model to trust."""
+        self._session, self._is_known = session, False
+        self.mask: str | None = None
+
+    def observe(self, feeds: Arrays, outputs: Arrays) -> None:
+        """Find the mask, if that was not tried before and there are zeros and ones that may be it.
+
+        An input [N, T] of these is one if the model shows it, in that other inputs [N, T, ...] changed where it is zero
+        change outputs [N, T, ...] there and nowhere else, and changed in one place where it is one they change outputs in
+        other such places: positions see each other, but not these.
+
+        Args:
+            feeds: inputs of the model.
+            outputs: what it computes of them.
+        """
+        if self._is_known:
+            return
+        for name, real in _candidates(feeds).items():
+            self._is_known = True
+            if self._hides(feeds, outputs, name, real):
+                self.mask = name
+                return
+
+    def blanked(self, outputs: Arrays, feeds: Arrays) -> dict[str, np.ndarray]:
+        """Return outputs, computed of `feeds` by whichever model, with zeros where they are padding."""
+        if self.mask is None:
+            return dict(outputs)
+        real = feeds[self.mask].astype(bool)
+        return {
+            key: np.where(real.reshape(*real.shape, *[1] * (array.ndim - 2)), array, np.zeros((), array.dtype))
+            if array.shape[:2] == real.shape and compare.is_float(array.dtype)
+            else array
+            for key, array in outputs.items()
+        }
+
+    def _hides(self, feeds: Arrays, outputs: Arrays, name: str, real: np.ndarray) -> bool:
+        """Tell whether the model hides from each other what an input says is padding and content."""
+        row = int(np.flatnonzero(real.sum(axis=1) > 1)[0])
         one = np.zeros_like(real)
         one[row, int(np.flatnonzero(real[row])[0])] = True
         try:
-            hidden, shown = (_changes(session, feeds, outputs, name, where) for where in (~real, one))
+            hidden, shown = (_changes(self._session, feeds, outputs, name, where) for where in (~real, one))
         except ExecutionError:
-            continue
-        if any(
-            (changed & ~real).any() and not (changed & real).any() and (shown[output] & real & ~one).any()
+            return False
+        return any(
+            bool((changed & ~real).any() and not (changed & real).any() and (shown[output] & real & ~one).any())
             for output, changed in hidden.items()
             if output in shown
-        ):
-            return name
-    return None
+        )
 
 
-def blanked(outputs: Arrays, feeds: Arrays, name: str | None) -> dict[str, np.ndarray]:
-    """Return outputs with zeros where they are padding.
-
-    Args:
-        outputs: by name.
-        feeds: inputs that they were computed of.
-        name: of the input that tells padding from content, or None.
-    """
-    if name is None:
-        return dict(outputs)
-    real = feeds[name].astype(bool)
-    return {
-        key: np.where(real.reshape(*real.shape, *[1] * (array.ndim - 2)), array, np.zeros((), array.dtype))
-        if array.shape[:2] == real.shape and compare.is_float(array.dtype)
-        else array
-        for key, array in outputs.items()
-    }
+def _candidates(feeds: Arrays) -> dict[str, np.ndarray]:
+    """Return inputs [N, T] of zeros and ones, as bool, with zeros in them and a row with several ones."""
+    found = {name: a.astype(bool) for name, a in feeds.items() if a.ndim == 2 and np.isin(a, (0, 1)).all()}
+    return {name: real for name, real in found.items() if not real.all() and (real.sum(axis=1) > 1).any()}
 
 
 def _changes(session: Session, feeds: Arrays, outputs: Arrays, name: str, where: np.ndarray) -> dict[str, np.ndarray]:

@@ -11,12 +11,13 @@ from typing import Any, cast
 
 import numpy as np
 
-from graphopt import classes, inputs, io, metrics, padding, pipeline, runtime
+from graphopt import classes, inputs, io, metrics, pipeline, runtime
 from graphopt.classes import ClassScore
 from graphopt.data import Data, Source, batch_size, fitted_batches, open_data
 from graphopt.errors import UserError
 from graphopt.metrics import Change, CustomMetric, Metric, Score
 from graphopt.outputs import OutputError, OutputErrors
+from graphopt.padding import Padding
 from graphopt.runtime import Arrays, ExecutionError, Port
 from graphopt.target import Target
 from graphopt.target import find as find_target
@@ -189,9 +190,14 @@ class _Tally:
         self._start, self._truth, self._metric, self._source = start, truth, metric, source
         self.errors = OutputErrors(_RTOL)
         self.shapes: list[dict[str, list[int]]] = []
-        self.padding: str | None = None
+        self._padding = Padding(truth.session) if truth else None
         self._rows: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
         self._pairs: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+
+    @property
+    def padding(self) -> str | None:
+        """The input that marks padding."""
+        return self._padding.mask if self._padding else None
 
     def compare(self, feeds: Arrays, samples: int | None = None) -> tuple[Arrays, Arrays | None]:
         """Run both models once, add up the errors of the outputs, and return them."""
@@ -206,13 +212,13 @@ class _Tally:
         shapes = {name: list(array.shape) for name, array in feeds.items()}
         if shapes not in self.shapes:
             self.shapes.append(shapes)
-        if self._truth and expected is not None:
+        if self._padding and expected is not None:
             if list(expected) != list(actual):
                 raise UserError(
                     f"the models have different outputs: {', '.join(actual)} and {', '.join(expected)} in the reference"
                 )
-            self.padding = self.padding or padding.mask(self._truth.session, feeds, expected)
-            actual, expected = (padding.blanked(arrays, feeds, self.padding) for arrays in (actual, expected))
+            self._padding.observe(feeds, expected)
+            actual, expected = (self._padding.blanked(arrays, feeds) for arrays in (actual, expected))
             self.errors.add(expected, actual, samples)
         return actual, expected
 

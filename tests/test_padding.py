@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from graphopt import io, padding, runtime, target
+from graphopt import io, runtime, target
 from graphopt.data import ArrayData
 from graphopt.fidelity import Fidelity
+from graphopt.padding import Padding
 
 CPU = target.find("cpu")
 ATTENTION = """g (float[N,T,4] x, int64[N,T] mask) => (float[N,T,4] y, float[N,4] z) <int64[1] one = {1}, int64[1] two = {2}, float far = {-1e4}> {
@@ -57,9 +58,22 @@ def feeds():
 )
 def test_a_mask_is_what_hides_positions_from_the_others(parse, feeds, text, found):
     session = runtime.open_session(parse(text), CPU)
-    assert padding.mask(session, feeds, session.run(feeds)) == found
-    feeds["mask"][:] = 1
-    assert padding.mask(session, feeds, session.run(feeds)) is None
+    padding = Padding(session)
+    whole = {**feeds, "mask": np.ones_like(feeds["mask"])}
+    padding.observe(whole, session.run(whole))
+    assert padding.mask is None
+    padding.observe(feeds, session.run(feeds))
+    assert padding.mask == found
+
+
+def test_it_is_looked_for_once(parse, feeds):
+    """What turned out to be no mask is not tried on every batch."""
+    session = runtime.open_session(parse(ELEMENTWISE), CPU)
+    padding, outputs = Padding(session), session.run(feeds)
+    padding.observe(feeds, outputs)
+    padding._session = None
+    padding.observe(feeds, outputs)
+    assert padding.mask is None
 
 
 def test_padding_is_no_error(parse, feeds):
