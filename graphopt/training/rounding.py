@@ -161,16 +161,20 @@ class _Weight(nn.Module):  # type: ignore[misc]
         self.stretch = nn.Parameter(torch.zeros_like(self._scale), requires_grad=rounding.is_free)
 
     def shares(self) -> Tensor:
+        """Return how far every number is on its way to the next integer, 0 to 1."""
         return shares(self.rounding)
 
     def integers(self, *, hard: bool) -> Tensor:
+        """Return integers, soft or rounded."""
         soft = self.shares()
         return (self._down + ((soft >= 0.5).float() if hard else soft)).clamp(self._low, self._high)
 
     def steps(self) -> Tensor:
+        """Return scales, [groups, channels, 1]."""
         return self._scale * self.stretch.exp()
 
     def floats(self, *, hard: bool) -> Tensor:
+        """Return what the network multiplies by, in its layout."""
         return self._layout(self.integers(hard=hard) * self.steps())
 
 

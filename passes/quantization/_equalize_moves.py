@@ -15,6 +15,7 @@ from graphopt.passes.quantization._graphs import input_of
 
 
 def pool(channels: Channels, node: ir.Node) -> str | None:
+    """Take the factors along: a pool sees one channel at a time, and its outputs scale as its inputs do."""
     source = node.inputs[0]
     if source is None or rank_of(channels, source) is None:
         return because(node, UNKNOWN)
@@ -157,6 +158,7 @@ def _reshaped(
 
 
 def transpose(channels: Channels, node: ir.Node) -> str | None:
+    """Let axes change places."""
     source = node.inputs[0]
     if source is None or rank_of(channels, source) is None:
         return because(node, UNKNOWN)
@@ -166,6 +168,7 @@ def transpose(channels: Channels, node: ir.Node) -> str | None:
 
 
 def concat(channels: Channels, node: ir.Node) -> str | None:
+    """Join exponents along an axis; along others they must be equal."""
     values = [value for value in node.inputs if value is not None]
     all_sizes = [channels.sizes(value) for value in values]
     if not values or any(sizes is None for sizes in all_sizes):
@@ -192,6 +195,7 @@ def concat(channels: Channels, node: ir.Node) -> str | None:
 
 
 def split(channels: Channels, node: ir.Node) -> str | None:
+    """Give each part the exponents of its channels."""
     source = node.inputs[0]
     if source is None or rank_of(channels, source) is None:
         return because(node, UNKNOWN)
@@ -212,6 +216,7 @@ def split(channels: Channels, node: ir.Node) -> str | None:
 
 
 def slice(channels: Channels, node: ir.Node) -> str | None:
+    """Keep the exponents of what is kept."""
     source = node.inputs[0]
     rank = rank_of(channels, source)
     if source is None or rank is None:
@@ -238,6 +243,7 @@ def slice(channels: Channels, node: ir.Node) -> str | None:
 
 
 def gather(channels: Channels, node: ir.Node) -> str | None:
+    """Take the exponents of what is taken, where the indices are constant."""
     source, index = node.inputs
     rank, index_rank = rank_of(channels, source), rank_of(channels, index)
     if index is not None and graphs.constant(index) is not None:

@@ -241,6 +241,7 @@ def layer_normalization(first: int) -> Rule:
 
 
 def instance_normalization(channels: Channels, node: ir.Node) -> str | None:
+    """Let scale and bias take the factors of the output; what it reads has none, because of the epsilon."""
     rank, scale = rank_of(channels, node.inputs[0]), array_of(input_of(node, 1))
     if rank is not None and scale is not None and array_of(input_of(node, 2)) is not None:
         made = channels.variables.fresh(scale.size)
@@ -281,6 +282,7 @@ def same(channels: Channels, node: ir.Node) -> str | None:
 
 
 def prelu(channels: Channels, node: ir.Node) -> str | None:
+    """Pass factors on: slopes do not depend on them."""
     source, slope = node.inputs
     if source is None or slope is None or channels.of(slope).any():
         return because(node, "its slope is computed")
@@ -289,6 +291,7 @@ def prelu(channels: Channels, node: ir.Node) -> str | None:
 
 
 def dropout(channels: Channels, node: ir.Node) -> str | None:
+    """Pass factors on where nothing is dropped; the mask has none."""
     training = input_of(node, 2)
     if training is not None:
         flag = graphs.array(training)
