@@ -187,7 +187,12 @@ class _Trial:
         calibrated = self._calibrated(self._model, OBSERVERS)
         tried = [(made, name) for name in OBSERVERS if (made := self._quantized(calibrated, name)) is not None]
         if not tried:
-            yield "static: there is nothing to quantize, or ONNX Runtime does not run the result"
+            first = next(self._data.batches(_BATCH, _BATCH))[0].values()
+            yield (
+                "static: there is nothing to quantize, or ONNX Runtime does not run the result"
+                if all(np.isfinite(array).all() for array in first if array.dtype.kind == "f")
+                else "static: the data holds NaN or infinity; take such samples out"
+            )
             return
         best, observer = max(tried, key=lambda pair: pair[0].sqnr)
         equalized = duplicate(self._model)

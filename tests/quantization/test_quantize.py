@@ -65,6 +65,11 @@ def test_without_data(net):
         Quantize()(net)
 
 
+def test_data_that_are_no_numbers(net, data):
+    with pytest.raises(PreconditionError, match="the data holds NaN or infinity; take such samples out"):
+        Quantize({"x": np.full_like(data["x"], np.nan)}, seconds=0.2)(net)
+
+
 def test_targets_without_integer_kernels(net, data):
     with pytest.raises(PreconditionError, match="use to-float16 there"):
         Quantize(data, target="cuda")(net)
